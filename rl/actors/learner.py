@@ -1,0 +1,174 @@
+"""LearnerActor and its group: ranks of one policy as Ray actors; also the frozen reference, which only computes logprobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from cluster.group import ActorGroup
+from cluster.placement import Slot
+from rl.actors.samples import SampleShipper, fetch
+from rl.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig
+from rl.engines.base import Rendezvous
+from rl.protocols import Published
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from verl.protocol import DataProto
+
+    from rl.batch import RankShare
+
+BUCKET_BYTES = 256 << 20
+
+
+class LearnerActor:
+    """One rank. Its constructor is empty so that all ranks import and load at the same time, in `build`."""
+
+    def build(
+        self,
+        model: ModelConfig,
+        config: LearnerConfig,
+        optimizer: OptimizerConfig | None,
+        algorithm: AlgorithmConfig | None,
+        where: Rendezvous,
+        temperature: float,
+        start_from: Path | None,
+    ) -> None:
+        """Load the model; with `start_from`, then the policy that an earlier stage saved there."""
+        import torch
+
+        from rl.learner import Learner
+        from rl.objectives import GrpoObjective, LanguageModelObjective
+        from rl.prompting import PromptEncoder
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)
+        encoder = PromptEncoder.of(model)
+        self.learner = Learner(model, config, optimizer, encoder, where, temperature)
+        if start_from is not None:
+            self.learner.engine.load_policy(start_from)
+        self.objective = GrpoObjective(algorithm) if algorithm else LanguageModelObjective()
+
+    def logprobs(self, share: RankShare) -> Tensor:
+        return self.learner.logprobs(_with_samples(share))
+
+    def update(self, share: RankShare, lr: float) -> dict[str, float]:
+        return self.learner.update(_with_samples(share), self.objective, lr)
+
+    def publish(self, version: int) -> Published | None:
+        """Put the weights into the object store, bucket by bucket. Only rank 0 answers."""
+        from rl.weights import Checksummed, buckets
+
+        lora = self.learner.model.lora
+        adapter_only = lora.rank > 0 and lora.sync == "adapter"
+        tensors = self.learner.adapter_weights() if adapter_only else self.learner.full_weights()
+        if self.learner.rank:
+            for _ in tensors:
+                pass
+            return None
+        passing = Checksummed(tensors)
+        references = tuple(ray.put(bucket) for bucket in buckets(passing, BUCKET_BYTES))
+        adapter = self._adapter_config() if adapter_only else None
+        return Published(version, passing.checksum, references, adapter)
+
+    def _adapter_config(self) -> dict[str, Any]:
+        from rl.policy import peft_config
+
+        return dict(peft_config(self.learner.model.lora).to_dict())
+
+    def export(self, directory: Path) -> None:
+        from rl.export import export_policy
+
+        export_policy(self.learner, directory)
+
+    def save(self, directory: Path) -> None:
+        self.learner.save(directory)
+
+    def load(self, directory: Path) -> None:
+        self.learner.load(directory)
+
+    def peak_memory_mib(self) -> float:
+        return peak_memory_mib()
+
+
+def _with_samples(share: RankShare) -> RankShare:
+    share.batch.non_tensor_batch["sample"][:] = fetch(share.batch.non_tensor_batch["sample"])
+    return share
+
+
+class LearnerGroup:
+    """`rl.protocols.PolicyLearner` over ranks: cuts a batch, sends every rank its share, puts the answers together."""
+
+    def __init__(
+        self,
+        role: str,
+        slots: Sequence[Slot],
+        config: LearnerConfig,
+        shipper: SampleShipper,
+        env: Mapping[str, str],
+        timeout_s: float,
+    ) -> None:
+        self.config, self.shipper, self.timeout_s = config, shipper, timeout_s
+        self.group = ActorGroup.start(role, LearnerActor, slots, env_vars=env, timeout_s=timeout_s)
+
+    def build(
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig | None,
+        algorithm: AlgorithmConfig | None,
+        temperature: float,
+        start_from: Path | None = None,
+    ) -> list[ray.ObjectRef]:
+        """Begin loading on all ranks; `ready` waits."""
+        address, port = self.group.rendezvous()
+        ranks = [Rendezvous(rank, len(self.group), 0, address, port) for rank in range(len(self.group))]
+        arguments = [(model, self.config, optimizer, algorithm, where, temperature, start_from) for where in ranks]
+        return self.group.submit_each("build", arguments)
+
+    def ready(self, pending: list[ray.ObjectRef]) -> None:
+        self.group.collect("build", pending, timeout_s=self.timeout_s)
+
+    def logprobs(self, batch: DataProto) -> Tensor:
+        from rl.batch import gather_rows
+
+        shares = self._shares(batch)
+        return gather_rows(shares, self.group.call_each("logprobs", [(share,) for share in shares]), len(batch))
+
+    def update(self, batch: DataProto, lr: float) -> dict[str, float]:
+        metrics: dict[str, float] = self.group.call_each("update", [(share, lr) for share in self._shares(batch)])[0]
+        return metrics
+
+    def _shares(self, batch: DataProto) -> list[RankShare]:
+        """Every rank's share, with references in place of samples."""
+        from rl.batch import balance
+
+        shares = balance(batch, len(self.group), self.config.tokens_per_micro_batch, self.config.layout)
+        for share in shares:
+            references = np.empty(len(share.batch), dtype=object)
+            references[:] = self.shipper.references(list(share.batch.non_tensor_batch["sample"]))
+            share.batch.non_tensor_batch["sample"] = references
+        return shares
+
+    def publish(self, version: int) -> Published:
+        published: Published = self.group.call_all("publish", version)[0]
+        return published
+
+    def export(self, directory: Path) -> None:
+        self.group.call_all("export", directory)
+
+    def save(self, directory: Path) -> None:
+        self.group.call_all("save", directory)
+
+    def load(self, directory: Path) -> None:
+        self.group.call_all("load", directory)
+
+    def peak_memory(self) -> dict[str, float]:
+        """Peak host memory in MiB by rank."""
+        return {f"{self.group.role}-{rank}": mib for rank, mib in enumerate(self.group.call_all("peak_memory_mib"))}
+
+    def shutdown(self) -> None:
+        self.group.shutdown()

@@ -1,0 +1,66 @@
+"""The interface of a training engine: what a learner or a reference asks of FSDP2 or DeepSpeed.
+
+An engine is one rank's share of a policy and, when it trains, of its optimizer. It knows no rewards, groups or Ray: it
+runs under Ray actors, under torchrun, or alone in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rl.policy import Policy
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of one engine meet."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    master_address: str = "127.0.0.1"
+    master_port: int = 0
+
+    @property
+    def alone(self) -> bool:
+        return self.world_size == 1
+
+
+class Engine(Protocol):
+    """One rank of a policy. Methods marked collective must be called by every rank in the same order."""
+
+    policy: Policy
+    device: torch.device
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of a loss that is normalised over the global batch and scaled by world size. Collective."""
+
+    def step(self, lr: float) -> float:
+        """Clip, update at learning rate `lr`, clear gradients; returns the gradient norm before clipping. Collective."""
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(engine name, full tensor) of every parameter, one at a time, on every rank. Collective."""
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's shards of parameters and optimizer under `directory`. Collective."""
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote, at this or another world size. Collective."""
+
+    def load_policy(self, directory: Path) -> None:
+        """Read the parameters alone of what `save` wrote: a stage starts where the one before it ended. Collective."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the ranks. Collective."""
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Maximum over the ranks. Collective."""
+
+    def close(self) -> None:
+        """Leave the process group."""

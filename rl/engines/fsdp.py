@@ -1,0 +1,168 @@
+"""The FSDP2 engine: `fully_shard` over every transformer block, gloo on CPU, NCCL on GPU.
+
+Rank 0 reads the weights, the others build on `meta` and receive their shards, so host memory holds the model once a
+machine. Parameters and optimizer state stay in float32; `dtype` is what blocks compute in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from rl.config import LearnerConfig, ModelConfig, OptimizerConfig
+from rl.engines.base import Rendezvous
+from rl.policy import Policy, build_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def join(where: Rendezvous) -> torch.device:
+    """Enter the process group of `where` and return this rank's device."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", where.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if where.alone:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if where.master_address.startswith("127.") else "")
+        if not os.environ["GLOO_SOCKET_IFNAME"]:
+            del os.environ["GLOO_SOCKET_IFNAME"]
+        dist.init_process_group(
+            backend,
+            init_method=f"tcp://{where.master_address}:{where.master_port}",
+            rank=where.rank,
+            world_size=where.world_size,
+        )
+    return device
+
+
+def blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The transformer blocks that are sharded and checkpointed one by one, in order."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    for module in model.modules():
+        if type(module).__name__ in names:
+            yield module
+
+
+class FsdpEngine:
+    """See `rl.engines.base.Engine`. Without an `optimizer` config the policy is frozen (a reference)."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        optimizer: OptimizerConfig | None,
+        banned: tuple[int, ...],
+        where: Rendezvous,
+    ) -> None:
+        self.where = where
+        self.device = join(where)
+        built = build_model(model, torch.float32, with_weights=where.rank == 0)
+        policy = Policy(built, banned)
+        if optimizer is None:
+            policy.requires_grad_(False)
+        elif learner.activation_checkpointing:
+            policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+        weights = policy.state_dict() if where.rank == 0 else {}
+        self.policy = self._shard(policy, DTYPES[learner.dtype])
+        self._receive(weights, {name: buffer for name, buffer in policy.named_buffers()})
+        self.max_grad_norm = optimizer.max_grad_norm if optimizer else 0.0
+        self.optimizer = self._build_optimizer(optimizer) if optimizer else None
+
+    def _shard(self, policy: Policy, dtype: torch.dtype) -> Policy:
+        mesh = init_device_mesh(self.device.type, (self.where.world_size,))
+        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        for block in blocks(policy.base):
+            fully_shard(block, mesh=mesh, mp_policy=precision)
+        fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+        return policy
+
+    def _receive(self, weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
+        """Give every rank its shard of rank 0's weights, and rank 0's non-persistent buffers (rotary frequencies)."""
+        kept = {name: buffer.clone() for name, buffer in buffers.items()} if self.where.rank == 0 else {}
+        self.policy.to_empty(device=self.device)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=not self.where.alone)
+        set_model_state_dict(self.policy, weights, options=options)
+        for name, buffer in self.policy.named_buffers():
+            if self.where.rank == 0:
+                buffer.copy_(kept[name])
+            if not self.where.alone:
+                dist.broadcast(buffer, src=0)
+
+    def _build_optimizer(self, config: OptimizerConfig) -> torch.optim.AdamW:
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(
+            trained, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, weight_decay=config.weight_decay
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # reduced at every micro-batch: unreduced gradients would be a full copy of the model a rank
+
+    def step(self, lr: float) -> float:
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm is {norm.item()}; lower the learning rate or compute in float32")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.policy.named_parameters():
+            detached = parameter.detach()
+            yield name, detached.full_tensor() if isinstance(detached, DTensor) else detached
+
+    def save(self, directory: Path) -> None:
+        assert self.optimizer is not None
+        model_state, optimizer_state = get_state_dict(self.policy, self.optimizer)
+        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory, no_dist=self.where.alone)
+
+    def load(self, directory: Path) -> None:
+        assert self.optimizer is not None
+        model_state, optimizer_state = get_state_dict(self.policy, self.optimizer)
+        state = {"model": model_state, "optimizer": optimizer_state}
+        dcp.load(state, checkpoint_id=directory, no_dist=self.where.alone)
+        set_state_dict(
+            self.policy, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+
+    def load_policy(self, directory: Path) -> None:
+        state = {"model": get_model_state_dict(self.policy)}
+        dcp.load(state, checkpoint_id=directory, no_dist=self.where.alone)
+        set_model_state_dict(self.policy, state["model"])
+
+    def total(self, values: Tensor) -> Tensor:
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def largest(self, values: Tensor) -> Tensor:
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def _reduce(self, values: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+        reduced = values.detach().cpu().clone()
+        dist.all_reduce(reduced, op=op)
+        return reduced
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,155 @@
+"""One rank of the policy learner: forwards and updates on its share of a batch, and hands its weights out.
+
+Plain class, no Ray: an actor wraps it, a test or torchrun builds it directly.
+
+    share ─► micro-batch ─► lay out (images decoded and processed here) ─► logprobs, entropy ─► objective ─► backward
+                                                                                       … all micro-batches ─► step
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from verl.protocol import DataProto
+
+from rl.batch import RankShare
+from rl.config import LearnerConfig, ModelConfig, OptimizerConfig
+from rl.engines import build_engine
+from rl.engines.base import Engine, Rendezvous
+from rl.layout import ModelInputs, lay_out
+from rl.meter import Meter
+from rl.objectives import Objective
+from rl.policy import hf_name, tied_names
+from rl.weights import merge_adapter
+
+if TYPE_CHECKING:
+    from rl.prompting import PromptEncoder
+
+
+class Learner:
+    """A rank of the policy. Without an `optimizer` it is a frozen policy that only computes logprobs (the reference)."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: LearnerConfig,
+        optimizer: OptimizerConfig | None,
+        encoder: PromptEncoder,
+        where: Rendezvous,
+        temperature: float,
+    ) -> None:
+        torch.manual_seed(0)
+        self.model, self.config, self.encoder, self.temperature = model, config, encoder, temperature
+        self.rank = where.rank
+        self.engine: Engine = build_engine(config.engine, model, config, optimizer, tuple(encoder.banned_token_ids), where)
+
+    def logprobs(self, share: RankShare) -> Tensor:
+        """Logprobs [N, G, R] of the share's answers, zero where no token is; no gradients."""
+        whole = torch.zeros(share.batch.batch["responses"].shape)
+        with torch.no_grad():
+            for rows in share.micro_batches:
+                logprobs, _ = self._forward(share.batch.select_idxs(list(rows)))
+                whole[list(rows)] = logprobs.cpu()
+        return whole
+
+    def update(self, share: RankShare, objective: Objective, lr: float) -> dict[str, float]:
+        """One optimizer step over the update of which `share` is this rank's part; metrics over all ranks. Collective."""
+        meter = Meter()
+        for rows in share.micro_batches:
+            micro = share.batch.select_idxs(list(rows))
+            logprobs, entropy = self._forward(micro)
+            self._record_mismatch(logprobs, micro, meter)
+            self.engine.backward(objective(logprobs, entropy, micro.to(logprobs.device), share.totals, meter))
+        grad_norm = self.engine.step(lr)
+        metrics = meter.reduce(self.engine.total, self.engine.largest)
+        return metrics | {"grad_norm": grad_norm, "lr": lr}
+
+    def _record_mismatch(self, logprobs: Tensor, micro: DataProto, meter: Meter) -> None:
+        """|learner − sampler| on the same tokens, where the learner still is the policy that sampled."""
+        if "rollout_logprobs" not in micro.batch.keys() or "old_logprobs" in micro.batch.keys():
+            return
+        mask = micro.batch["response_mask"]
+        gap = (logprobs.detach().cpu() - micro.batch["rollout_logprobs"]).abs() * mask
+        meter.peak("mismatch/max", gap.max())
+        meter.mean("mismatch/mean", gap.sum() / mask.sum(), mask.sum())
+
+    def _forward(self, micro: DataProto) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies [N, G, R] of a micro-batch."""
+        inputs = self._inputs(micro)
+        logprobs_K, entropy_K = self.engine.policy(inputs, self.temperature)
+        shape = micro.batch["responses"].shape
+        return self._scatter(logprobs_K, inputs, shape), self._scatter(entropy_K, inputs, shape)
+
+    def _inputs(self, micro: DataProto) -> ModelInputs:
+        prompts = [self.encoder.encode(sample) for sample in micro.non_tensor_batch["sample"]]
+        for prompt, tokens in zip(prompts, micro.batch["prompt_tokens"].tolist(), strict=True):
+            if len(prompt.input_ids) != tokens:
+                raise ValueError(
+                    f"the sampler saw a prompt of {tokens} tokens, the learner's processor makes {len(prompt.input_ids)}: "
+                    "model.min_pixels/max_pixels or the model folders differ between them"
+                )
+        rope_index = self.engine.policy.rope_index
+        inputs = lay_out(prompts, micro.batch["responses"], micro.batch["response_mask"], rope_index, self.config.layout)
+        return inputs.to(self.engine.device)
+
+    @staticmethod
+    def _scatter(values_K: Tensor, inputs: ModelInputs, shape: torch.Size) -> Tensor:
+        flat = values_K.new_zeros(shape.numel())
+        return flat.index_put((inputs.place_K,), values_K).reshape(shape)
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, tensor) of the whole policy, LoRA merged in, tied weights included. Collective."""
+        lora = self.model.lora
+        base = self._base_weights()
+        if not lora.rank:
+            yield from base
+            return
+        yield from merge_adapter(base, dict(self.adapter_weights()), scale=lora.alpha / lora.rank)
+
+    def _base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        names = {name for engine_name, _ in self.engine.policy.named_parameters() if (name := hf_name(engine_name))}
+        aliases = {owner: alias for alias, owner in tied_names(self.model.path, names)}
+        for engine_name, tensor in self.engine.named_tensors():
+            name = hf_name(engine_name)
+            if name is None:
+                continue
+            yield name, tensor
+            if name in aliases:
+                yield aliases[name], tensor
+
+    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(PEFT name, tensor) of the LoRA matrices alone. Collective."""
+        for engine_name, tensor in self.engine.named_tensors():
+            if hf_name(engine_name) is None:
+                yield engine_name.removeprefix("model.").replace(".default.", "."), tensor
+
+    def save(self, directory: Path) -> None:
+        """Shards of parameters, optimizer and RNG under `directory`. Collective."""
+        self.engine.save(directory)
+        torch.save(torch.get_rng_state(), directory / f"rng-{self.rank}.pt")
+
+    def load(self, directory: Path) -> None:
+        """Continue exactly where `save` was called. Collective."""
+        self.engine.load(directory)
+        rng = directory / f"rng-{self.rank}.pt"
+        if rng.exists():
+            torch.set_rng_state(torch.load(rng))
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """The rate of 0-based update `step`: linear warmup over `warmup_ratio` of `total_steps`, then the schedule."""
+    warmup = round(config.warmup_ratio * total_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    factors = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+    return config.lr * factors[config.schedule]
+

@@ -1,0 +1,245 @@
+"""GRPO, one step at a time, as the paper writes it.
+
+    prompts ─► rollouts (G answers each) ─► rewards ─► group advantages ─► reference logprobs
+                  ▲                                                              │
+                  └──────── publish weights v+1 ◄──────── update ◄───────────────┘
+
+A rollout or a reward that fails leaves its group; a group under two members is dropped; both are counted, never scored
+zero. The loop sees Protocols only: Ray and vLLM live behind `rl/actors/`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from verl.protocol import DataProto
+
+from data.box import Frame
+from data.sample import Sample
+from data.stream import PromptStream
+from rewards.score import Completion, RewardFailure, Score
+from rl.advantages import group_advantages
+from rl.batch import Group, group_batch
+from rl.clock import PhaseClock
+from rl.config import AlgorithmConfig, GrpoConfig
+from rl.learner import learning_rate
+from rl.protocols import FrozenPolicy, PolicyLearner, Published, Rewards, Rollouts
+from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
+
+
+class SyncError(RuntimeError):
+    """A rollout engine does not hold the weights the learner published."""
+
+
+class MismatchError(RuntimeError):
+    """Sampler and learner disagree about the policy they share."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Who does the work of a step. `reference` is None when the KL coefficient is 0."""
+
+    rollouts: Rollouts
+    rewards: Rewards
+    learner: PolicyLearner
+    reference: FrozenPolicy | None
+
+
+@dataclass
+class StepReport:
+    """What happened in a step: metrics, and why answers were lost."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+class GrpoLoop:
+    """The GRPO stage over `roles`; `version` counts the policies published, 0 the one the stage starts from."""
+
+    def __init__(
+        self,
+        roles: Roles,
+        prompts: PromptStream,
+        answer_frame: Callable[[Sample], Frame],
+        grpo: GrpoConfig,
+        algorithm: AlgorithmConfig,
+        sampling: Sampling,
+        mismatch_bound: float,
+    ) -> None:
+        self.roles, self.prompts, self.answer_frame = roles, prompts, answer_frame
+        self.grpo, self.algorithm, self.sampling, self.mismatch_bound = grpo, algorithm, sampling, mismatch_bound
+        self.version = 0
+        self.clock = PhaseClock()
+
+    def step(self, step: int) -> StepReport:
+        """One step of GRPO, `step` counting from 0."""
+        report = StepReport()
+        self.clock.lap()
+        groups = self.collect(step, report)
+        batch = self.prepare(groups, report)
+        self.gate(batch, step)
+        for part, update in self.updates(batch, step):
+            report.metrics |= self.learn(part, update)
+        self.publish()
+        report.metrics |= self._summary(groups) | self._throughput(groups, self.clock.lap())
+        return report
+
+    def collect(self, step: int, report: StepReport) -> list[Group]:
+        """Sample and judge groups; with dynamic sampling, until enough of them can teach (DAPO)."""
+        groups: list[Group] = []
+        for attempt in range(self.algorithm.max_sampling_rounds if self.algorithm.dynamic_sampling else 1):
+            samples = self.prompts.take(self.grpo.prompts_per_step - len(groups))
+            with self.clock.phase("rollout"):
+                answers = self.roles.rollouts.generate(samples, self._sampling_of(step, attempt))
+            with self.clock.phase("reward"):
+                judged = self.judge(samples, answers, report)
+            whole = [group for group in judged if len(group.rollouts) >= 2]
+            count_up(report.metrics, "groups/dropped", len(judged) - len(whole))
+            if self.algorithm.dynamic_sampling:
+                teaching = [group for group in whole if max(group.rewards) > min(group.rewards)]
+                count_up(report.metrics, "groups/without_spread", len(whole) - len(teaching))
+                whole = teaching
+            groups += whole
+            if len(groups) >= self.grpo.prompts_per_step:
+                break
+        return groups
+
+    def _sampling_of(self, step: int, attempt: int) -> Sampling:
+        """The step's own seed, so that a resumed run draws what the uninterrupted one would have drawn."""
+        base = self.sampling
+        seed = ((base.seed or 0) * 1_000_003 + step) * 16 + attempt
+        return Sampling(base.n, base.temperature, base.top_p, base.max_tokens, seed % (1 << 31))
+
+    def judge(
+        self, samples: Sequence[Sample], answers: Sequence[Sequence[Rollout | RolloutFailure]], report: StepReport
+    ) -> list[Group]:
+        """Groups of the answers that were sampled and judged; the others are counted by reason."""
+        sampled = [
+            (sample, [answer for answer in group if isinstance(answer, Rollout)])
+            for sample, group in zip(samples, answers, strict=True)
+        ]
+        lost = [answer.reason for group in answers for answer in group if isinstance(answer, RolloutFailure)]
+        requests = [
+            (sample, Completion(rollout.text, self.answer_frame(sample))) for sample, group in sampled for rollout in group
+        ]
+        verdicts = iter(self.roles.rewards.score(requests))
+        groups, unjudged = [], []
+        for sample, group in sampled:
+            pairs: list[tuple[Rollout, Score]] = []
+            for rollout in group:
+                verdict = next(verdicts)
+                if isinstance(verdict, RewardFailure):
+                    unjudged.append(verdict.reason)
+                else:
+                    pairs.append((rollout, verdict))
+            groups.append(Group(sample, tuple(rollout for rollout, _ in pairs), tuple(score for _, score in pairs)))
+        count_up(report.metrics, "rollout/failures", len(lost))
+        count_up(report.metrics, "reward/failures", len(unjudged))
+        report.failures.update(f"rollout: {reason}" for reason in lost)
+        report.failures.update(f"reward: {reason}" for reason in unjudged)
+        return groups
+
+    def prepare(self, groups: Sequence[Group], report: StepReport) -> DataProto:
+        """The batch with advantages, and with the logprobs of the reference and of the policy that sampled."""
+        if not groups:
+            reasons = "; ".join(f"{count}× {reason}" for reason, count in report.failures.most_common(3))
+            raise RuntimeError(f"no group of this step can teach. Failures: {reasons or 'none, every reward was equal'}")
+        with self.clock.phase("advantage"):
+            batch = group_batch(groups)
+            batch.batch["advantages"] = group_advantages(batch, self.algorithm)
+        if self.roles.reference is not None:
+            with self.clock.phase("reference"):
+                batch.batch["reference_logprobs"] = self.roles.reference.logprobs(batch)
+        if self.algorithm.old_logprobs == "rollout":
+            batch.batch["old_logprobs"] = batch.batch["rollout_logprobs"].clone()
+        elif len(groups) > self.grpo.prompts_per_update:
+            with self.clock.phase("old_logprobs"):
+                batch.batch["old_logprobs"] = self.roles.learner.logprobs(batch)
+        return batch
+
+    def gate(self, batch: DataProto, step: int) -> None:
+        """At step 0, before anything is learnt: stop when the learner does not reproduce the sampler's logprobs."""
+        if step:
+            return
+        with self.clock.phase("gate"):
+            learner = self.roles.learner.logprobs(batch)
+        gap = (learner - batch.batch["rollout_logprobs"]).abs() * batch.batch["response_mask"]
+        if not gap.max() <= self.mismatch_bound:
+            raise MismatchError(
+                f"sampler and learner disagree by {gap.max():.3g} in the logprob of a token (bound {self.mismatch_bound:g}): "
+                "they do not compute the same policy. Compare rollout.dtype with learner.dtype, the model folders and the "
+                "pixel limits, or raise `mismatch_bound` if this much is expected of bfloat16."
+            )
+
+    def updates(self, batch: DataProto, step: int) -> list[tuple[DataProto, int]]:
+        """The step's mini-batches, each with the number of its update since the stage began."""
+        per_step = self.grpo.prompts_per_step // self.grpo.prompts_per_update
+        size = -(-len(batch) // per_step)
+        starts = range(0, len(batch), size)
+        return [
+            (batch.select_idxs(list(range(start, min(start + size, len(batch))))), step * per_step + number)
+            for number, start in enumerate(starts)
+        ]
+
+    def learn(self, part: DataProto, update: int) -> dict[str, float]:
+        """One optimizer step."""
+        per_step = self.grpo.prompts_per_step // self.grpo.prompts_per_update
+        lr = learning_rate(self.grpo.optimizer, update, self.grpo.steps * per_step)
+        with self.clock.phase("update"):
+            return self.roles.learner.update(part, lr)
+
+    def publish(self) -> None:
+        """Hand the learner's weights to every sampler, and insist on the receipt."""
+        self.version += 1
+        with self.clock.phase("publish"):
+            hand_over(self.roles.learner, self.roles.rollouts, self.version)
+
+    def _summary(self, groups: Sequence[Group]) -> dict[str, float]:
+        scores = [score for group in groups for score in group.scores]
+        totals = torch.tensor([score.total for score in scores])
+        lengths = torch.tensor([len(rollout.tokens) for group in groups for rollout in group.rollouts], dtype=torch.float)
+        cut = [rollout.finish_reason == "length" for group in groups for rollout in group.rollouts]
+        metrics = {
+            "reward/total": float(totals.mean()),
+            "reward/std": float(totals.std()),
+            "rollout/length_mean": float(lengths.mean()),
+            "rollout/length_max": float(lengths.max()),
+            "rollout/truncated": sum(cut) / len(cut),
+            "data/epoch": float(self.prompts.epoch),
+        }
+        for name in scores[0].parts:
+            metrics[f"reward/{name}"] = sum(score.parts[name] for score in scores) / len(scores)
+        return metrics
+
+    @staticmethod
+    def _throughput(groups: Sequence[Group], times: dict[str, float]) -> dict[str, float]:
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        tokens = sum(len(rollout.tokens) for rollout in rollouts)
+        seconds = max(times["time/step"], 1e-9)
+        return times | {
+            "throughput/samples_per_s": len(rollouts) / seconds,
+            "throughput/tokens_per_s": tokens / seconds,
+            "throughput/rollout_tokens_per_s": tokens / max(times["time/rollout"], 1e-9),
+        }
+
+
+def count_up(metrics: dict[str, float], name: str, count: int) -> None:
+    metrics[name] = metrics.get(name, 0.0) + count
+
+
+def hand_over(learner: PolicyLearner, rollouts: Rollouts, version: int) -> None:
+    """Publish `version` and check every receipt. Raises SyncError when a sampler answers another version or checksum."""
+    published = learner.publish(version)
+    check_receipts(published, rollouts.load(published))
+
+
+def check_receipts(published: Published, receipts: Sequence[WeightsReceipt]) -> None:
+    for number, receipt in enumerate(receipts):
+        if (receipt.version, receipt.checksum) != (published.version, published.checksum):
+            raise SyncError(
+                f"rollout engine {number} holds version {receipt.version} ({receipt.checksum}), "
+                f"the learner published {published.version} ({published.checksum})"
+            )

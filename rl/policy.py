@@ -1,0 +1,127 @@
+"""The policy: a Hugging Face vision-language model that returns the logprobs of given answers.
+
+One module is the root of FSDP2, so every parameter is gathered where it is used, the head included. Logits exist only
+for answer tokens and only a chunk at a time: at a 150k vocabulary they would be the largest tensor of a step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from rl.config import LoraConfig, ModelConfig
+from rl.layout import ModelInputs, RopeIndex
+
+LOGITS_CHUNK = 2048  # answer tokens whose logits exist at once: 1.2 GB in float32 at a 152k vocabulary
+
+
+class Policy(nn.Module):
+    """`forward(inputs)` → (logprobs [K], entropy [K]) of the K answer tokens that `inputs` names.
+
+    `banned` are token ids the sampler never draws (image placeholders): they leave the softmax here too, so that sampler
+    and learner speak of one distribution.
+    """
+
+    def __init__(self, model: PreTrainedModel, banned: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.banned = banned
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The Hugging Face model itself, under LoRA too."""
+        return cast(PreTrainedModel, self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+
+    @property
+    def rope_index(self) -> RopeIndex | None:
+        """The family's multi-axis rotary positions, or None where positions are plain 0, 1, 2, …"""
+        return cast("RopeIndex | None", getattr(self.base.model, "get_rope_index", None))
+
+    def forward(self, inputs: ModelInputs, temperature: float) -> tuple[Tensor, Tensor]:
+        base = self.base
+        extra = {} if inputs.image_grid_thw is None else {"image_grid_thw": inputs.image_grid_thw}
+        if self.rope_index is not None:
+            extra["mm_token_type_ids"] = inputs.mm_token_type_ids
+        hidden_BLD = base.model(
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            position_ids=inputs.position_ids,
+            pixel_values=inputs.pixel_values,
+            use_cache=False,
+            **extra,
+        ).last_hidden_state
+        hidden_KD = hidden_BLD.flatten(0, 1)[inputs.predictor_K]
+        chunks = [
+            checkpoint(self._score, hidden, target, temperature, use_reentrant=False)
+            for hidden, target in zip(hidden_KD.split(LOGITS_CHUNK), inputs.target_K.split(LOGITS_CHUNK), strict=True)
+        ]
+        return torch.cat([logprobs for logprobs, _ in chunks]), torch.cat([entropy for _, entropy in chunks])
+
+    def _score(self, hidden_KD: Tensor, target_K: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits_KV = self.base.lm_head(hidden_KD).float() / temperature
+        if self.banned:
+            logits_KV[:, list(self.banned)] = -torch.inf
+        log_probs_KV = logits_KV.log_softmax(-1)
+        entropy_K = -(log_probs_KV.exp() * log_probs_KV.masked_fill(log_probs_KV == -torch.inf, 0.0)).sum(-1)
+        return log_probs_KV.gather(-1, target_K[:, None])[:, 0], entropy_K
+
+
+def build_model(config: ModelConfig, dtype: torch.dtype, with_weights: bool = True) -> PreTrainedModel:
+    """The model of `config.path` in training mode without dropout; on `meta`, weightless, where another rank sends them."""
+    if with_weights:
+        model = AutoModelForImageTextToText.from_pretrained(
+            config.path, dtype=dtype, attn_implementation=config.attention, low_cpu_mem_usage=True
+        )
+    else:
+        with torch.device("meta"):
+            hf_config = AutoConfig.from_pretrained(config.path)
+            model = AutoModelForImageTextToText.from_config(hf_config, dtype=dtype, attn_implementation=config.attention)
+    model.config.use_cache = False
+    model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (config.freeze_vision and is_vision(name)))
+    if config.lora.rank:
+        model = get_peft_model(model, peft_config(config.lora), autocast_adapter_dtype=False)
+    return cast(PreTrainedModel, model)
+
+
+def is_vision(name: str) -> bool:
+    """Whether a parameter belongs to the vision tower or its projector."""
+    return any(part in name for part in (".visual.", ".vision_tower.", ".multi_modal_projector."))
+
+
+def peft_config(lora: LoraConfig) -> PeftLoraConfig:
+    """LoRA on the named linear layers of the language model only."""
+    targets = rf".*language_model\..*\.({'|'.join(lora.targets)})"
+    return PeftLoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+
+
+def hf_name(name: str) -> str | None:
+    """The Hugging Face name of a parameter of `Policy`, or None for a LoRA matrix.
+
+    >>> hf_name("model.base_model.model.model.language_model.layers.0.self_attn.q_proj.base_layer.weight")
+    'model.language_model.layers.0.self_attn.q_proj.weight'
+    """
+    if ".lora_" in name:
+        return None
+    return name.removeprefix("model.").removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def tied_names(model_dir: str | Path, names: set[str]) -> Iterator[tuple[str, str]]:
+    """(alias, owner) of tied weights that `named_parameters` leaves out and a rollout engine expects."""
+    config = json.loads((Path(model_dir) / "config.json").read_text())
+    tied = config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False))
+    owners = [name for name in names if name.endswith("embed_tokens.weight")]
+    if tied and owners and "lm_head.weight" not in names:
+        yield "lm_head.weight", owners[0]

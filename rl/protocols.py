@@ -1,0 +1,71 @@
+"""The roles that the loop speaks to, as Protocols: it knows neither Ray nor vLLM.
+
+Implementations: `rl/actors/` (Ray), and in tests plain classes in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+from verl.protocol import DataProto
+
+from data.sample import Sample
+from rewards.score import Completion, RewardFailure, Score
+from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights on offer: their version, the learner's checksum, and handles to buckets of tensors in transport.
+
+    `adapter` is PEFT's config when only LoRA matrices travel, None for full weights.
+    """
+
+    version: int
+    checksum: str
+    buckets: tuple[Any, ...]
+    adapter: Mapping[str, Any] | None = field(default=None)
+
+
+class Rollouts(Protocol):
+    """The samplers."""
+
+    def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[list[Rollout | RolloutFailure]]:
+        """`sampling.n` completions or failures a sample, in the samples' order."""
+
+    def load(self, published: Published) -> list[WeightsReceipt]:
+        """Take over weights; one receipt a sampler."""
+
+
+class Rewards(Protocol):
+    """The verifiers."""
+
+    def score(self, requests: Sequence[tuple[Sample, Completion]]) -> list[Score | RewardFailure]:
+        """A verdict or a failure a request, in order."""
+
+
+class FrozenPolicy(Protocol):
+    """The reference."""
+
+    def logprobs(self, batch: DataProto) -> Tensor:
+        """Logprobs [N, G, R] of the batch's answers."""
+
+
+class PolicyLearner(FrozenPolicy, Protocol):
+    """The policy that is trained."""
+
+    def update(self, batch: DataProto, lr: float) -> dict[str, float]:
+        """One optimizer step on the whole batch; metrics."""
+
+    def publish(self, version: int) -> Published:
+        """Offer the current weights as `version`."""
+
+    def save(self, directory: Path) -> None:
+        """Write weights, optimizer and RNG under `directory`."""
+
+    def load(self, directory: Path) -> None:
+        """Continue where `save` was called."""
