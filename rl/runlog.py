@@ -28,12 +28,17 @@ Corners = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """The metrics of one step of one stage; `time` is in seconds since the epoch."""
+    """The metrics of one step of one stage; `time` is in seconds since the epoch.
+
+    `time/step` among the metrics is the training step; `time/validate` and `time/checkpoint` lie between steps, outside it.
+    `failures` counts the step's lost answers by reason ("reward: timed out").
+    """
 
     stage: str
     step: int
     time: float
     metrics: Mapping[str, float]
+    failures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,8 @@ class MetricsWriter:
     def append(self, record: StepMetrics) -> None:
         metrics = {name: _finite(value) for name, value in record.metrics.items()}
         line = {"stage": record.stage, "step": record.step, "time": record.time, "metrics": metrics}
+        if record.failures:
+            line["failures"] = dict(record.failures)
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def close(self) -> None:
@@ -113,6 +120,7 @@ def read_metrics(run_dir: Path) -> list[StepMetrics]:
             step=line["step"],
             time=line["time"],
             metrics={name: math.nan if value is None else float(value) for name, value in line["metrics"].items()},
+            failures=line.get("failures", {}),
         )
         for _, line in _whole_lines(run_dir / METRICS)
     ]

@@ -6,13 +6,14 @@
      "mismatch_max": 3.1e-06, "phases": {"rollout": {"total_s": …, "mean_s": …, "share": …}, …}, …}
 
 The fields at the top describe the last stage of the run; stages before it follow, in the same shape, under
-`earlier_stages`. `time/step` is the whole of a step, so what no phase accounts for is the phase "other".
+`earlier_stages`. What no phase of a step accounts for is the phase "other".
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from rl.runlog import StepMetrics, ValidationRecord, read_metrics, read_validati
 
 FILE = "summary.json"
 
-# Phases between the steps: they count in the run time, not in the shares of a training step.
+# Phases between the steps, outside `time/step`: they count in the run time, not in the shares of a step.
 BETWEEN_STEPS = ("validate", "checkpoint")
 
 # An IoU that moved by less is called unchanged.
@@ -74,7 +75,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """One stage. `failures` are counts over all steps by metric name; throughput is the mean over step time."""
+    """One stage. Throughput is the mean over step time; `lost` and `failure_reasons` are counts over all steps."""
 
     stage: str
     steps: int
@@ -89,7 +90,8 @@ class StageSummary:
     samples_per_s: float | None
     tokens_per_s: float | None
     peak_memory_mib: Mapping[str, float]
-    failures: Mapping[str, float]
+    lost: Mapping[str, float]
+    failure_reasons: Mapping[str, int]
     last: Mapping[str, float]
 
 
@@ -180,20 +182,18 @@ def compare(pairs: Sequence[tuple[ValidationRecord, ValidationRecord]]) -> Paire
 
 
 def step_seconds(record: StepMetrics) -> float:
-    """The whole step: `time/step`, or the sum of its phases when it has none (a validation before the first step)."""
-    if "time/step" in record.metrics:
-        return record.metrics["time/step"]
-    return sum(value for name, value in record.metrics.items() if name.startswith("time/"))
+    """The training step alone; 0 for a record without one, as a validation before the first step is."""
+    return record.metrics.get("time/step", 0.0)
 
 
 def phase_seconds(record: StepMetrics) -> dict[str, float]:
-    """Seconds by phase; "other" is what `time/step` holds and no phase accounts for."""
+    """Seconds by phase; "other" is what `time/step` holds and no phase of the step accounts for."""
     phases = {
         name.removeprefix("time/"): value
         for name, value in record.metrics.items()
         if name.startswith("time/") and name != "time/step" and math.isfinite(value)
     }
-    rest = step_seconds(record) - sum(phases.values())
+    rest = step_seconds(record) - sum(seconds for name, seconds in phases.items() if name not in BETWEEN_STEPS)
     return phases | {"other": rest} if rest > 0 else phases
 
 
@@ -230,10 +230,14 @@ def _rate(records: Sequence[StepMetrics], name: str) -> float | None:
     return sum(rate * weight for rate, weight in weighted) / seconds
 
 
-def failure_counts(records: Sequence[StepMetrics]) -> dict[str, float]:
-    """Totals of every count of failures or drops: `reward/failures`, `reward/failures/<reason>`, `groups/dropped`, …"""
-    names = [name for name in metric_names(records) if {"failures", "dropped"} & set(name.split("/"))]
-    return {name: sum(finite(records, name)) for name in names}
+def is_lost_count(name: str) -> bool:
+    """Whether the metric counts answers or groups that were lost, to be summed over steps and not averaged."""
+    return name.endswith("/failures") or name.startswith("groups/")
+
+
+def lost_counts(records: Sequence[StepMetrics]) -> dict[str, float]:
+    """Totals of `rollout/failures`, `reward/failures`, `groups/dropped`, `groups/without_spread`."""
+    return {name: sum(finite(records, name)) for name in metric_names(records) if is_lost_count(name)}
 
 
 def summarize_stage(
@@ -250,7 +254,7 @@ def summarize_stage(
         stage=records[0].stage,
         steps=records[-1].step,
         planned_steps=planned_steps,
-        run_time_s=sum(seconds for record in records if math.isfinite(seconds := step_seconds(record))),
+        run_time_s=sum(phase.total_s for phase in phases.values()),
         validation=validations(records),
         paired=compare(pair_up(start, final)),
         mismatch_max=max(finite(records, "mismatch/max"), default=None),
@@ -262,7 +266,8 @@ def summarize_stage(
         peak_memory_mib={
             name.removeprefix("memory/").removesuffix("_peak_mib"): max(values) for name, values in memory.items() if values
         },
-        failures=failure_counts(records),
+        lost=lost_counts(records),
+        failure_reasons=dict(sum((Counter(record.failures) for record in records), Counter())),
         last={name: value for name, value in records[-1].metrics.items() if math.isfinite(value)},
     )
 
