@@ -125,7 +125,8 @@ def sequence_lengths(batch: DataProto, layout: str) -> list[int]:
     """Tokens that each group costs in a forward."""
     mask = batch.batch["response_mask"]
     copies = 1 if layout == "shared" else (mask.sum(-1) > 0).sum(-1)
-    return (batch.batch["prompt_tokens"] * copies + mask.sum((-1, -2)).long()).tolist()
+    lengths: list[int] = (batch.batch["prompt_tokens"] * copies + mask.sum((-1, -2)).long()).tolist()
+    return lengths
 
 
 def balance(batch: DataProto, world_size: int, token_budget: int, layout: str) -> list[RankShare]:

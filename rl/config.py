@@ -10,7 +10,6 @@ nearest valid one. This module imports neither torch nor ray, so that `--help` a
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cluster.config import ClusterConfig
 from rewards.config import RewardConfig
@@ -239,7 +239,7 @@ def _read_yaml(path: Path) -> DictConfig:
         raise ConfigError(f"there is no recipe {path}; see recipes/ for those that ship")
     try:
         node = OmegaConf.load(path)
-    except Exception as error:  # yaml's errors share no base that omegaconf promises
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, this is a {type(node).__name__}")
@@ -359,6 +359,8 @@ def to_yaml(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
-def to_json(recipe: Recipe) -> str:
-    """The resolved recipe as one JSON object."""
-    return json.dumps(OmegaConf.to_container(OmegaConf.structured(recipe)), indent=2)
+def to_container(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as nested plain values."""
+    container = OmegaConf.to_container(OmegaConf.structured(recipe))
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

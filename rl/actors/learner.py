@@ -15,6 +15,7 @@ from rl.actors.samples import SampleShipper, fetch
 from rl.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from rl.engines.base import Rendezvous
 from rl.protocols import Published
+from rl.tracking import peak_memory_mib
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,79 @@
+"""Checkpoints of a run: the learner's shards, the data position and the loop's counters, whole or not at all.
+
+    runs/<name>/checkpoints/grpo-50/{learner/…, state.json}
+
+A checkpoint is written under a temporary name and renamed, so whatever bears its name can be resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.group import ActorError
+from rl.protocols import PolicyLearner
+
+DIRECTORY = "checkpoints"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; earlier ones are untouched."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint: `stage` and the number of steps of it that are done, and the state beside the weights."""
+
+    path: Path
+    stage: str
+    step: int
+    state: Mapping[str, Any]
+
+    @property
+    def learner(self) -> Path:
+        return self.path / "learner"
+
+
+def save_checkpoint(run_dir: Path, stage: str, step: int, learner: PolicyLearner, state: Mapping[str, Any], keep: int) -> Checkpoint:
+    """Write `<stage>-<step>`, then forget all but the `keep` newest of this stage. Raises CheckpointError."""
+    path = run_dir / DIRECTORY / f"{stage}-{step}"
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "learner").mkdir(parents=True)
+        learner.save(partial / "learner")
+        (partial / "state.json").write_text(json.dumps({"stage": stage, "step": step, **state}))
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+    except (OSError, ActorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(run_dir).free / 2**20
+        raise CheckpointError(
+            f"checkpoint {path} could not be written ({free:.0f} MiB are free there): {error}\n"
+            f"Earlier checkpoints are whole; make room, then go on with resume={run_dir}"
+        ) from error
+    for old in list_checkpoints(run_dir, stage)[: -keep or None]:
+        if old != step:
+            shutil.rmtree(run_dir / DIRECTORY / f"{stage}-{old}")
+    return Checkpoint(path, stage, step, state)
+
+
+def list_checkpoints(run_dir: Path, stage: str) -> list[int]:
+    """Steps of the finished checkpoints of a stage, ascending."""
+    found = (run_dir / DIRECTORY).glob(f"{stage}-*")
+    return sorted(int(path.name.rpartition("-")[2]) for path in found if (path / "state.json").exists())
+
+
+def latest_checkpoint(run_dir: Path, stages: list[str]) -> Checkpoint:
+    """The newest checkpoint of the latest stage that has one. Raises CheckpointError when there is none."""
+    for stage in reversed(stages):
+        steps = list_checkpoints(run_dir, stage)
+        if steps:
+            path = run_dir / DIRECTORY / f"{stage}-{steps[-1]}"
+            state = json.loads((path / "state.json").read_text())
+            return Checkpoint(path, stage, steps[-1], state)
+    raise CheckpointError(f"{run_dir} holds no checkpoint of {' or '.join(stages)}; start the recipe without resume=")

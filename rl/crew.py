@@ -1,0 +1,95 @@
+"""The actors of a run: reserves their places, starts them together, and hands them out as the loop's roles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from cluster.placement import Placement, RoleSpec, place
+from cluster.session import Session
+from rl.actors.learner import LearnerGroup
+from rl.actors.reward import RewardGroup
+from rl.actors.rollout import RolloutGroup
+from rl.actors.samples import SampleShipper
+from rl.config import OptimizerConfig, Recipe
+
+
+def role_specs(recipe: Recipe, gpus: bool) -> list[RoleSpec]:
+    """What the recipe's roles ask of the cluster; without GPUs every worker takes one logical CPU."""
+    each = 1.0 if gpus else 0.0
+    specs = [
+        RoleSpec("rollout", recipe.rollout.actors, gpus=each, tensor_parallel=recipe.rollout.tensor_parallel),
+        RoleSpec("learner", recipe.learner.ranks, gpus=each),
+        RoleSpec("reward", 1, cpus=float(recipe.reward.workers)),
+    ]
+    if needs_reference(recipe):
+        specs.append(RoleSpec("reference", recipe.reference.ranks, gpus=each))
+    return specs
+
+
+def needs_reference(recipe: Recipe) -> bool:
+    """A KL term is what a reference is for."""
+    return "grpo" in recipe.stages and recipe.algorithm.kl_coefficient != 0
+
+
+@dataclass(frozen=True)
+class StagePolicy:
+    """The policy a stage trains, and the frozen one it is held to."""
+
+    learner: LearnerGroup
+    reference: LearnerGroup | None
+
+    def shutdown(self) -> None:
+        self.learner.shutdown()
+        if self.reference is not None:
+            self.reference.shutdown()
+
+
+class Crew:
+    """Rollout and reward actors live as long as the run; learner and reference as long as their stage."""
+
+    def __init__(self, session: Session, recipe: Recipe, max_images: int) -> None:
+        self.session, self.recipe = session, recipe
+        self.gpus = ray.cluster_resources().get("GPU", 0) > 0
+        specs = role_specs(recipe, self.gpus)
+        timeout = recipe.cluster.placement_timeout_s
+        self.placement: Placement = session.own(place(specs, timeout_s=timeout, may_grow=not session.local))
+        self.shipper = SampleShipper()
+        self.timeout = recipe.cluster.start_timeout_s
+        self.rewards = session.own(RewardGroup(self.placement["reward"], recipe.reward, {}, self.timeout))
+        self.rollouts = session.own(
+            RolloutGroup(self.placement["rollout"], recipe.model, recipe.rollout, recipe.seed, max_images, self.shipper, self.timeout)
+        )
+
+    def start_stage(self, stage: str, start_from: Path | None) -> StagePolicy:
+        """Load a stage's learner, and its reference if it has one, while the rollout actors may still be loading."""
+        grpo = stage == "grpo"
+        optimizer = self.recipe.grpo.optimizer if grpo else self.recipe.sft.optimizer
+        learner = self._group("learner")
+        reference = self._group("reference") if grpo and needs_reference(self.recipe) else None
+        self.session.own(StagePolicy(learner, reference))
+        pending = [(learner, self._build(learner, optimizer, grpo, start_from))]
+        if reference is not None:
+            pending.append((reference, self._build(reference, None, grpo, start_from)))
+        for group, references in pending:
+            group.ready(references)
+        self.rollouts.ready()
+        return StagePolicy(learner, reference)
+
+    def _group(self, role: str) -> LearnerGroup:
+        env = {} if self.gpus else {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        return LearnerGroup(role, self.placement[role], self.recipe.learner, self.shipper, env, self.timeout)
+
+    def _build(
+        self, group: LearnerGroup, optimizer: OptimizerConfig | None, grpo: bool, start_from: Path | None
+    ) -> list[ray.ObjectRef]:
+        algorithm = self.recipe.algorithm if grpo else None
+        temperature = self.recipe.rollout.temperature if grpo else 1.0
+        return group.build(self.recipe.model, optimizer, algorithm, temperature, start_from)
+
+    def peak_memory(self, policy: StagePolicy) -> dict[str, float]:
+        """Peak host memory in MiB by actor."""
+        groups = [self.rollouts, policy.learner, *([policy.reference] if policy.reference else [])]
+        return {name: mib for group in groups for name, mib in group.peak_memory().items()}

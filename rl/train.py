@@ -1,0 +1,86 @@
+"""Runs a recipe: `python -m rl.train RECIPE.yaml [key=value …]`; goes on with a stopped run by `resume=RUN_DIR`.
+
+Exit status: 0 done, 1 failed with a message, 2 a recipe or an override that cannot run, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl.config import ConfigError, Recipe, load_recipe
+
+USAGE = "usage: python -m rl.train RECIPE.yaml [key=value …]      e.g. recipes/locus/tiny.yaml grpo.steps=20 seed=1"
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\n{USAGE}")
+        return 0 if argv else 2
+    try:
+        recipe = load_recipe(argv[0], argv[1:])
+    except ConfigError as error:
+        print(f"config: {error}", file=sys.stderr)
+        return 2
+    return run_recipe(recipe)
+
+
+def run_recipe(recipe: Recipe) -> int:
+    """Run all stages, and report on whatever was reached, however it ended."""
+    from rl.run import Run, open_run_dir
+
+    expected = _expected()
+    run_dir: Path | None = None
+    try:
+        run_dir = open_run_dir(recipe)
+        print(f"{recipe.name}: {' → '.join(recipe.stages)}, seed {recipe.seed}, in {run_dir}", flush=True)
+        Run(recipe, run_dir).execute()
+        status = 0
+    except KeyboardInterrupt:
+        print(_stopped(recipe, run_dir), file=sys.stderr)
+        status = 130
+    except expected as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        status = 1
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if run_dir is not None:
+        _report(recipe, run_dir)
+    return status
+
+
+def _expected() -> tuple[type[BaseException], ...]:
+    """Errors whose message is all a user needs; anything else shows its traceback."""
+    from cluster.group import ActorError
+    from cluster.placement import PlacementError
+    from cluster.preflight import PreflightError
+    from rl.checkpoint import CheckpointError
+    from rl.loop import MismatchError, SyncError
+
+    return (ActorError, PlacementError, PreflightError, CheckpointError, MismatchError, SyncError, ValueError)
+
+
+def _stopped(recipe: Recipe, run_dir: Path | None) -> str:
+    from rl.checkpoint import list_checkpoints
+
+    if run_dir is None or not any(list_checkpoints(run_dir, stage) for stage in recipe.stages):
+        return "Stopped before the first checkpoint; nothing to resume."
+    return f"Stopped. Go on with: resume={run_dir}"
+
+
+def _report(recipe: Recipe, run_dir: Path) -> None:
+    """summary.json and report.html of what the run has logged so far."""
+    from rl.report import write_report
+    from rl.summary import write_summary
+
+    if not (run_dir / "metrics.jsonl").exists():
+        return
+    write_summary(run_dir)
+    print(f"report: {write_report(run_dir)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
