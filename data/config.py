@@ -34,19 +34,19 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class SizeBin:
-    """Boxes that cover a share of the image's area in [low, high)."""
+    """Boxes that cover a share of the image's area in [low, high); a `high` of 1 takes the whole image in too."""
 
     low: float
     high: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < self.high:
-            raise ValueError(f"a size bin needs 0 <= low < high, got {self.low}:{self.high}")
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"a size bin needs 0 <= low < high <= 1, got {self.low}:{self.high}")
 
 
 def paper_bins() -> dict[str, SizeBin]:
     """The paper's sizes; nothing between 5 % and 10 %."""
-    return {"tiny": SizeBin(0.0, 0.01), "small": SizeBin(0.01, 0.05), "large": SizeBin(0.10, math.inf)}
+    return {"tiny": SizeBin(0.0, 0.01), "small": SizeBin(0.01, 0.05), "large": SizeBin(0.10, 1.0)}
 
 
 @dataclass(frozen=True, slots=True)

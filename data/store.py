@@ -9,6 +9,7 @@ Image paths are relative to the `image_root` of dataset.json, so moving the imag
 from __future__ import annotations
 
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,8 @@ class SampleStore(Sequence[Sample]):
     def __init__(self, directory: str | Path, split: str = "train", image_root: str | Path | None = None) -> None:
         self.directory = Path(directory)
         self.split = split
-        self.image_root = Path(image_root) if image_root is not None else read_image_root(self.directory)
+        root = Path(image_root) if image_root is not None else read_image_root(self.directory)
+        self.image_root = Path(os.path.normpath(root))
         self._files = [_open_shard(path) for path in shard_paths(self.directory, split)]
         # Row group g of the whole split is group `_groups[g][1]` of file `_groups[g][0]` and starts at row `_starts[g]`.
         self._groups = [(file, group) for file, shard in enumerate(self._files) for group in range(shard.num_row_groups)]
