@@ -9,6 +9,7 @@ group.collect("generate", pending)
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from cluster.logs import log_tail
 from cluster.placement import Slot
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ActorError(RuntimeError):
@@ -33,7 +36,7 @@ class ActorError(RuntimeError):
 class ActorGroup:
     """Actors of a plain class, one a slot, in rank order."""
 
-    def __init__(self, role: str, actors: Sequence[ActorHandle]) -> None:
+    def __init__(self, role: str, actors: Sequence[ActorHandle[Any]]) -> None:
         self.role = role
         self.actors = list(actors)
 
@@ -64,7 +67,7 @@ class ActorGroup:
         }
         if max_concurrency is not None:
             options["max_concurrency"] = max_concurrency
-        remote_class = ray.remote(actor_class)
+        remote_class: Any = ray.remote(actor_class)
         group = cls(role, [])
         try:
             for slot, kwargs in zip(slots, kwargs_each, strict=True):
@@ -80,11 +83,11 @@ class ActorGroup:
     def __len__(self) -> int:
         return len(self.actors)
 
-    def submit_all(self, method: str, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
+    def submit_all(self, method: str, *args: Any, **kwargs: Any) -> list[ray.ObjectRef[Any]]:
         """Call `method` with the same arguments on every rank, without waiting. Large arguments: ray.put them once."""
         return [getattr(actor, method).remote(*args, **kwargs) for actor in self.actors]
 
-    def submit_each(self, method: str, args_each: Sequence[Sequence[Any]]) -> list[ray.ObjectRef]:
+    def submit_each(self, method: str, args_each: Sequence[Sequence[Any]]) -> list[ray.ObjectRef[Any]]:
         """Call `method` with rank i's own arguments, without waiting."""
         if len(args_each) != len(self.actors):
             raise ValueError(f"{self.role}: {len(self.actors)} ranks need as many argument lists, got {len(args_each)}")
@@ -103,7 +106,7 @@ class ActorGroup:
         references = [actor.__ray_call__.remote(_without_self, function, args) for actor in self.actors]
         return self.collect(function.__name__, references)
 
-    def collect(self, method: str, references: Sequence[ray.ObjectRef], *, timeout_s: float | None = None) -> list[Any]:
+    def collect(self, method: str, references: Sequence[ray.ObjectRef[Any]], *, timeout_s: float | None = None) -> list[Any]:
         """The results of one reference a rank, in rank order.
 
         Fails on the first rank that fails, whatever the others are doing: a collective that lost a member never returns.
@@ -128,24 +131,27 @@ class ActorGroup:
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port on rank 0's node for torch.distributed: MASTER_ADDR and MASTER_PORT."""
-        (address,) = ActorGroup(self.role, self.actors[:1]).run_all(_free_address)
-        return address
+        addresses: list[tuple[str, int]] = ActorGroup(self.role, self.actors[:1]).run_all(_free_address)
+        return addresses[0]
 
     def shutdown(self) -> None:
         """Kill every actor; returns without waiting for their processes."""
         while self.actors:
             ray.kill(self.actors.pop(), no_restart=True)
 
-    def _describe(self, error: RayError, rank: int) -> str:
-        if isinstance(error, RayTaskError):
-            return f"{type(error.cause).__name__}: {error.cause}"
-        if isinstance(error, RayActorError):
-            return f"its process died. {error}{self._log_of(rank)}"
-        return f"{type(error).__name__}: {error}{self._log_of(rank)}"
-
     def _log_of(self, rank: int) -> str:
         tail = log_tail(self.actors[rank])
         return f"\nThe end of its log:\n{tail}" if tail else ""
+
+    def _describe(self, error: RayError, rank: int) -> str:
+        words = _ANSI.sub("", str(error)).strip()
+        if isinstance(error, RayTaskError):
+            return f"{type(error.cause).__name__}: {error.cause}\n{words}"
+        if isinstance(error, ActorDiedError) and "creation task" in words:
+            return f"{words.splitlines()[-1]}\n{words}"
+        if isinstance(error, RayActorError):
+            return f"its process died; if its log does not say why, `dmesg` may (out of memory).{self._log_of(rank)}"
+        return f"{type(error).__name__}: {words}{self._log_of(rank)}"
 
 
 def _without_self(_actor: object, function: Callable[..., Any], args: Sequence[Any]) -> Any:
@@ -154,7 +160,7 @@ def _without_self(_actor: object, function: Callable[..., Any], args: Sequence[A
 
 def _free_address() -> tuple[str, int]:
     """This node's address as Ray knows it, and a port that is free on it now."""
-    address = ray.util.get_node_ip_address()
+    address: str = ray.util.get_node_ip_address()
     with socket.socket() as probe:
         probe.bind((address, 0))
         return address, int(probe.getsockname()[1])

@@ -47,7 +47,7 @@ class Leftovers:
         self._known |= {process for process in psutil.process_iter() if process not in family and self._is_marked(process)}
 
     def end(self) -> list[str]:
-        """Wait for the session's processes to go, kill those that stay, remove their segments; says and returns what stayed."""
+        """Wait for the session's processes to go, kill those that stay, remove segments; says and returns what stayed."""
         self.remember()
         _, stayed = psutil.wait_procs(list(self._known), timeout=_GRACE_S)
         found = [f"process {process.pid} ({_command(process)[:80]})" for process in stayed]
@@ -64,7 +64,7 @@ class Leftovers:
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
-            return process.pid != os.getpid() and process.environ().get(_MARK) == self._mark
+            return bool(process.pid != os.getpid() and process.environ().get(_MARK) == self._mark)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 
@@ -78,7 +78,7 @@ def _command(process: psutil.Process) -> str:
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        return list(process.children(recursive=True))
     except psutil.NoSuchProcess:
         return []
 

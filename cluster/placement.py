@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -110,7 +111,7 @@ def place(roles: Sequence[RoleSpec], *, timeout_s: float, may_grow: bool = False
 
 def _shortage(roles: Sequence[RoleSpec]) -> str | None:
     """What even an empty cluster lacks, or None. Each machine is filled separately: a bundle does not straddle them."""
-    nodes = _node_resources()
+    nodes = [node["Resources"] for node in _nodes()]
     for kind in ("GPU", "CPU"):
         asked = sum(role.bundle.get(kind, 0.0) * role.count for role in roles)
         there = sum(node.get(kind, 0.0) for node in nodes)
@@ -119,7 +120,7 @@ def _shortage(roles: Sequence[RoleSpec]) -> str | None:
         largest = max((node.get(kind, 0.0) for node in nodes), default=0.0)
         for role in roles:
             if role.bundle.get(kind, 0.0) > largest:
-                return f"one {role.name} worker asks for {role.bundle[kind]:g} {kind} of one machine, the largest has {largest:g}"
+                return f"a {role.name} worker asks one machine for {role.bundle[kind]:g} {kind}, the largest has {largest:g}"
         for role in roles:
             each = role.bundle.get(kind, 0.0)
             fit = sum(math.floor(node.get(kind, 0.0) / each) for node in nodes) if each else role.count
@@ -128,13 +129,14 @@ def _shortage(roles: Sequence[RoleSpec]) -> str | None:
     return None
 
 
-def _node_resources() -> list[Resources]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _nodes() -> list[dict[str, Any]]:
+    """The machines that are up, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _explain(roles: Sequence[RoleSpec], missing: str) -> str:
     asked = [f"  {role.name:<12} {role.count} × ({_amounts(role.bundle)})" for role in roles]
-    nodes = [f"  {node['NodeManagerAddress']:<12} {_amounts(node['Resources'])}" for node in ray.nodes() if node["Alive"]]
+    nodes = [f"  {node['NodeManagerAddress']:<12} {_amounts(node['Resources'])}" for node in _nodes()]
     free = _amounts(ray.available_resources())
     lines = [f"the cluster cannot hold this run: {missing}", "asked:", *asked, "there is:", *nodes, f"free now: {free}"]
     return "\n".join([*lines, "Lower the counts or the tensor-parallel size of a role, or add nodes."])

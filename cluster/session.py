@@ -13,23 +13,23 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Protocol, TypeVar
 
 import ray
 from ray._private import ray_constants
 
 from cluster.config import ClusterConfig
+from cluster.interruptions import Interruptions
 from cluster.leftovers import Leftovers
 
+# ActorGroup reports the first rank that failed; Ray would report the abandoned calls of the others once more.
+ENVIRONMENT = {"RAY_IGNORE_UNHANDLED_ERRORS": "1"}
 # What a local Ray and its workers need on few cores: no deprioritised workers, one thread a process, no phoning home.
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -69,31 +69,38 @@ def ray_session(config: ClusterConfig) -> Iterator[Session]:
     if ray.is_initialized():
         raise RuntimeError("Ray is already running in this process; leave its session before entering another")
     address = os.environ.get("RAY_ADDRESS", "local") if config.address == "auto" else config.address
-    connect = _local_ray if address == "local" else _joined_ray
-    with _orderly_signals() as closing, connect(config, address), ExitStack() as stack:
-        try:
-            yield Session(address == "local", stack)
-        finally:
-            closing.set()
+    with Interruptions() as interruptions, _environment(ENVIRONMENT):
+        if address == "local":
+            connection = _local_ray(config, interruptions)
+        else:
+            connection = _joined_ray(config, address, interruptions)
+        with connection, ExitStack() as owned:
+            # ray.init puts a SIGTERM handler of its own in place.
+            interruptions.install()
+            try:
+                yield Session(address == "local", owned)
+            finally:
+                interruptions.hold()
 
 
 @contextlib.contextmanager
-def _joined_ray(config: ClusterConfig, address: str) -> Iterator[None]:
+def _joined_ray(config: ClusterConfig, address: str, interruptions: Interruptions) -> Iterator[None]:
     ray.init(address=address, namespace=f"sightline-{uuid.uuid4().hex[:8]}", log_to_driver=config.worker_logs)
     try:
         yield
     finally:
+        interruptions.hold()
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def _local_ray(config: ClusterConfig, _address: str) -> Iterator[None]:
+def _local_ray(config: ClusterConfig, interruptions: Interruptions) -> Iterator[None]:
     """A Ray of this program's own on loopback; afterwards no process of it and no shared memory is left."""
-    # Ray's sockets live in this directory and a Unix socket's path ends at 107 bytes: TMPDIR may be too deep.
     # Ray guards a local cluster with a token by itself, and warns that it does.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # Ray's sockets live in this directory and a Unix socket's path ends at 107 bytes: TMPDIR may be too deep.
     directory = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
-    failed = True
+    failed = False
     with _environment(LOCAL_ENVIRONMENT), Leftovers(directory) as leftovers:
         try:
             with _loopback():
@@ -102,24 +109,31 @@ def _local_ray(config: ClusterConfig, _address: str) -> Iterator[None]:
                     num_cpus=config.local_cpus,
                     object_store_memory=config.local_object_store_mb << 20,
                     include_dashboard=False,
-                    logging_level="warning",
+                    logging_level=logging.WARNING,
                     log_to_driver=config.worker_logs,
                     _node_ip_address="127.0.0.1",
                     _temp_dir=str(directory),
                 )
             yield
-            failed = False
-        except (KeyboardInterrupt, SystemExit):
-            failed = False
+        except Exception:
+            failed = True
             raise
         finally:
+            interruptions.hold()
             leftovers.remember()
             ray.shutdown()
             leftovers.end()
-            if failed:
-                print(f"The logs of Ray and of every actor are kept in {directory}/session_latest/logs", file=sys.stderr)
-            else:
-                shutil.rmtree(directory, ignore_errors=True)
+            _discard(directory, keep_logs=failed)
+
+
+def _discard(directory: Path, keep_logs: bool) -> None:
+    """Remove a local Ray's directory, its spilled objects with it; after a failure the actors' logs stay beside it."""
+    logs = directory / "session_latest" / "logs"
+    if keep_logs and logs.is_dir():
+        kept = directory.with_name(f"{directory.name}-logs")
+        shutil.move(logs.resolve(), kept)
+        print(f"The logs of Ray and of every actor are kept in {kept}", file=sys.stderr)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -147,30 +161,3 @@ def _environment(defaults: dict[str, str]) -> Iterator[None]:
     finally:
         for key in added:
             os.environ.pop(key, None)
-
-
-@contextlib.contextmanager
-def _orderly_signals() -> Iterator[threading.Event]:
-    """Turn SIGTERM into an exit that unwinds, and keep signals from breaking the clean-up once the yielded event is set."""
-    closing = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield closing
-        return
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if closing.is_set():
-            os.write(2, b"\nStopping the actors; this takes a few seconds.\n")
-            return
-        closing.set()
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield closing
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

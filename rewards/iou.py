@@ -5,7 +5,7 @@
     answer text ── parse_answer ──► box ── Box.clip ─────────┘
 
 Both boxes are clipped to the image first: a model is neither paid nor charged for what lies outside of the picture.
-A text without a valid box scores 0. A target wholly outside its image is a fault of the dataset, not of the model: it raises.
+A text without a valid box scores 0. A target outside its image is the dataset's fault and not the model's: it raises.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def judge(
     """The reward's Score in plain floats; an exception, `sys.exit` included, or a wrong result becomes a RewardFailure."""
     try:
         return _plain(function(sample, completion, **kwargs))
-    except (Exception, SystemExit) as error:  # noqa: BLE001  Anything a reward raises is its failure, by contract.
+    except (Exception, SystemExit) as error:  # Anything a reward raises is its failure, by contract.
         return RewardFailure(f"{type(error).__name__}: {error}"[:_LONGEST_REASON])
 
 

@@ -44,7 +44,7 @@ class AnswerError(ValueError):
 
 
 def element(text: str, tag: str) -> tuple[int, int, str] | None:
-    """The one `<tag>…</tag>` of the text as (start, end, content); None unless each of its tags occurs exactly once, in order."""
+    """The text's one `<tag>…</tag>` as (start, end, content); None unless each of the two tags occurs once, in order."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     if text.count(opening) != 1 or text.count(closing) != 1:
         return None
