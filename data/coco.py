@@ -48,19 +48,20 @@ class Verdict(IntEnum):
 class Instances:
     """A COCO file as arrays. Image rows and annotation rows are in the order of the file.
 
-    `boxes_N4` are corners in original pixels, clipped to the image; meaningful where `verdicts_N` is OK, as are the row
-    numbers `image_rows_N` and the `category_ids_N`. `attributes` holds the extra key of that name where a record has one.
+    Shapes: (M,) an image (`image_sizes` (M, 2) is width, height); (N,) an annotation (`boxes` (N, 4)). Boxes are corners in
+    original pixels, clipped to the image; they mean something where the verdict is OK, as do `image_rows` (into the
+    images) and `category_ids`. `attributes` holds the extra key of that name of the annotation rows that have one.
     """
 
     path: Path
-    image_ids_M: NDArray[np.int64]
-    image_sizes_M2: NDArray[np.int64]
+    image_ids: NDArray[np.int64]
+    image_sizes: NDArray[np.int64]
     file_names: list[str]
-    annotation_ids_N: NDArray[np.int64]
-    image_rows_N: NDArray[np.int64]
-    category_ids_N: NDArray[np.int64]
-    boxes_N4: NDArray[np.float64]
-    verdicts_N: NDArray[np.uint8]
+    annotation_ids: NDArray[np.int64]
+    image_rows: NDArray[np.int64]
+    category_ids: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    verdicts: NDArray[np.uint8]
     categories: dict[int, str]
     attributes: dict[int, dict[str, Any]]
     dropped_images: dict[str, int]
@@ -163,6 +164,8 @@ def _well_formed(record: dict[str, Any]) -> bool:
 
 
 def _judge(path: Path, images: _Images, annotations: _Annotations, categories: dict[int, str]) -> Instances:
+    if not images.ids:
+        raise ValueError(f"{path}: not one usable image record ({images.malformed:,} malformed)")
     image_ids_M = np.asarray(images.ids, dtype=np.int64)
     sizes_M2 = np.asarray(images.sizes, dtype=np.int64).reshape(-1, 2)
     ids_N = np.asarray(annotations.ids, dtype=np.int64)
@@ -172,7 +175,7 @@ def _judge(path: Path, images: _Images, annotations: _Annotations, categories: d
 
     unique_ids, first_rows, counts = np.unique(image_ids_M, return_index=True, return_counts=True)
     rows_N, known_N = _look_up(np.asarray(annotations.image_ids, dtype=np.int64), unique_ids)
-    image_rows_N = first_rows[rows_N] if len(unique_ids) else rows_N
+    image_rows_N = first_rows[rows_N]
 
     def drop(where_N: NDArray[np.bool_] | np.bool_, verdict: Verdict) -> None:
         verdicts_N[where_N & (verdicts_N == Verdict.OK)] = verdict
@@ -182,10 +185,10 @@ def _judge(path: Path, images: _Images, annotations: _Annotations, categories: d
     drop((xywh_N4[:, 2:] <= 0).any(axis=1), Verdict.ZERO_AREA)
     drop(~known_N, Verdict.UNKNOWN_IMAGE)
     # Two records of one id are two images: nobody can tell which of them a box was drawn on.
-    drop(counts[rows_N] > 1 if len(counts) else ~known_N, Verdict.DUPLICATE_IMAGE_ID)
+    drop(counts[rows_N] > 1, Verdict.DUPLICATE_IMAGE_ID)
     drop(~np.isin(category_ids_N, np.fromiter(categories, dtype=np.int64)), Verdict.UNKNOWN_CATEGORY)
 
-    sizes_N2 = sizes_M2[image_rows_N] if len(sizes_M2) else np.ones((len(ids_N), 2), dtype=np.int64)
+    sizes_N2 = sizes_M2[image_rows_N]
     with np.errstate(invalid="ignore", over="ignore"):
         corners_N4 = np.concatenate([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], axis=1)
     inside_N = (corners_N4[:, :2] >= -_OUTSIDE_TOLERANCE) & (corners_N4[:, 2:] <= sizes_N2 + _OUTSIDE_TOLERANCE)
@@ -196,14 +199,14 @@ def _judge(path: Path, images: _Images, annotations: _Annotations, categories: d
     dropped = {"malformed_image": images.malformed, "duplicate_image_id": int(len(image_ids_M) - (counts == 1).sum())}
     return Instances(
         path=path,
-        image_ids_M=image_ids_M,
-        image_sizes_M2=sizes_M2,
+        image_ids=image_ids_M,
+        image_sizes=sizes_M2,
         file_names=images.file_names,
-        annotation_ids_N=ids_N,
-        image_rows_N=image_rows_N,
-        category_ids_N=category_ids_N,
-        boxes_N4=boxes_N4,
-        verdicts_N=verdicts_N,
+        annotation_ids=ids_N,
+        image_rows=image_rows_N,
+        category_ids=category_ids_N,
+        boxes=boxes_N4,
+        verdicts=verdicts_N,
         categories=categories,
         attributes=annotations.attributes,
         dropped_images={reason: count for reason, count in dropped.items() if count},
@@ -212,8 +215,6 @@ def _judge(path: Path, images: _Images, annotations: _Annotations, categories: d
 
 def _look_up(wanted_N: NDArray[np.int64], sorted_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Position of every id in `sorted_ids`, and whether it is there at all (else the position means nothing)."""
-    if len(sorted_ids) == 0:
-        return np.zeros(len(wanted_N), dtype=np.int64), np.zeros(len(wanted_N), dtype=np.bool_)
     positions = np.minimum(np.searchsorted(sorted_ids, wanted_N), len(sorted_ids) - 1).astype(np.int64)
     return positions, sorted_ids[positions] == wanted_N
 

@@ -48,18 +48,21 @@ USABLE = int(Verdict.OK)
 
 @dataclass(slots=True)
 class CuePool:
-    """Rows of candidate boxes; `fates_N` (Verdict or Fate) is what a build changes. Boxes are corners in original pixels."""
+    """N candidate boxes (N, 4), corners in original pixels, each with its image row, share of the image, bin and fate.
 
-    image_rows_N: NDArray[np.int64]
-    boxes_N4: NDArray[np.float64]
-    shares_N: NDArray[np.float64]
-    bins_N: NDArray[np.int64]
+    `bins` index `bin_names`, -1 for none; `fates` (Verdict or Fate) are what a build changes.
+    """
+
+    image_rows: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    bins: NDArray[np.int64]
     bin_names: tuple[str, ...]
-    fates_N: NDArray[np.uint8]
+    fates: NDArray[np.uint8]
 
     def drop(self, where_N: NDArray[np.bool_], fate: Fate) -> None:
         """Give this fate to the rows that are still usable."""
-        self.fates_N[where_N & (self.fates_N == USABLE)] = fate
+        self.fates[where_N & (self.fates == USABLE)] = fate
 
     def drop_images(self, fates: Mapping[int, Fate]) -> None:
         """Give the usable rows of every image row its fate."""
@@ -67,28 +70,28 @@ class CuePool:
         for image_row, fate in fates.items():
             by_fate.setdefault(fate, []).append(image_row)
         for fate, image_rows in by_fate.items():
-            self.drop(np.isin(self.image_rows_N, image_rows), fate)
+            self.drop(np.isin(self.image_rows, image_rows), fate)
 
     def dropped(self) -> dict[str, int]:
         """Count of every reason that occurred."""
-        counts = Counter(self.fates_N.tolist())
+        counts = Counter(self.fates.tolist())
         reasons = [*Verdict, *Fate]
         return {fate.reason: counts[fate] for fate in reasons if fate not in (USABLE, Fate.KEPT) and counts[fate]}
 
     @property
     def unused(self) -> int:
-        return int((self.fates_N == USABLE).sum())
+        return int((self.fates == USABLE).sum())
 
 
 def object_pool(instances: Instances, config: LocusConfig) -> CuePool:
     """The annotated boxes, judged against the configuration; row = annotation row."""
-    return _judged_pool(instances, config, instances.image_rows_N, instances.boxes_N4, instances.verdicts_N.copy())
+    return _judged_pool(instances, config, instances.image_rows, instances.boxes, instances.verdicts.copy())
 
 
 def random_pool(instances: Instances, config: LocusConfig) -> CuePool:
     """Random boxes on the images of the file, enough of every size of the mix; sizes uniform in the log of the area."""
     rng = np.random.default_rng([config.seed, 1])
-    usable_M = np.isin(instances.image_ids_M, _unique_ids(instances.image_ids_M))
+    usable_M = np.isin(instances.image_ids, _unique_ids(instances.image_ids))
     images = np.flatnonzero(usable_M)
     wanted = config.train_samples + config.validation_samples
     rounds = 2 * math.ceil(wanted / max(1, len(images))) + 1
@@ -97,7 +100,7 @@ def random_pool(instances: Instances, config: LocusConfig) -> CuePool:
         if config.mix.get(name, 0) > 0:
             rows_K = np.tile(images, rounds)
             rows.append(rows_K)
-            boxes.append(_random_boxes(instances.image_sizes_M2[rows_K], size_bin.low, size_bin.high, config.min_crop, rng))
+            boxes.append(_random_boxes(instances.image_sizes[rows_K], size_bin.low, size_bin.high, config.min_crop, rng))
     image_rows_N, boxes_N4 = np.concatenate(rows), np.concatenate(boxes)
     return _judged_pool(instances, config, image_rows_N, boxes_N4, np.full(len(boxes_N4), USABLE, dtype=np.uint8))
 
@@ -124,19 +127,17 @@ def choose(
 
     `blocked_M` images are passed over; `used_M` counts, by image, the cues that count against `max_per_image` already.
     """
-    open_N = (pool.fates_N == USABLE) & ~blocked_M[pool.image_rows_N]
+    open_N = (pool.fates == USABLE) & ~blocked_M[pool.image_rows]
     missing = [wanted.get(name, 0) for name in pool.bin_names]
     used, chosen = used_M.tolist(), []
     rows = order_N[open_N[order_N]]
-    for row, image, size_bin in zip(
-        rows.tolist(), pool.image_rows_N[rows].tolist(), pool.bins_N[rows].tolist(), strict=True
-    ):
+    for row, image, size_bin in zip(rows.tolist(), pool.image_rows[rows].tolist(), pool.bins[rows].tolist(), strict=True):
         if missing[size_bin] and (max_per_image is None or used[image] < max_per_image):
             missing[size_bin] -= 1
             used[image] += 1
             chosen.append(row)
     rows_K = np.asarray(chosen, dtype=np.int64)
-    by_image_K: NDArray[np.int64] = rows_K[np.lexsort((rows_K, pool.image_rows_N[rows_K]))]
+    by_image_K: NDArray[np.int64] = rows_K[np.lexsort((rows_K, pool.image_rows[rows_K]))]
     return by_image_K
 
 
@@ -148,7 +149,7 @@ def _judged_pool(
     fates_N: NDArray[np.uint8],
 ) -> CuePool:
     sides_N2 = np.where((fates_N == USABLE)[:, None], boxes_N4[:, 2:] - boxes_N4[:, :2], 1.0)
-    image_sides_N2 = instances.image_sizes_M2[image_rows_N] if len(instances.image_sizes_M2) else np.ones_like(sides_N2)
+    image_sides_N2 = instances.image_sizes[image_rows_N]
     shares_N = sides_N2.prod(axis=1) / image_sides_N2.prod(axis=1)
     names = tuple(config.bins)
     bins_N = np.full(len(shares_N), -1, dtype=np.int64)
@@ -156,8 +157,8 @@ def _judged_pool(
         below = (shares_N < size_bin.high) | (size_bin.high == 1)
         bins_N[(shares_N >= size_bin.low) & below] = index
     pool = CuePool(image_rows_N, boxes_N4, shares_N, bins_N, names, fates_N)
-    excluded_M = np.isin(instances.image_ids_M, np.fromiter(config.excluded_images, dtype=np.int64))
-    pool.drop(excluded_M[image_rows_N] if len(excluded_M) else np.zeros(len(shares_N), np.bool_), Fate.EXCLUDED_IMAGE)
+    excluded_M = np.isin(instances.image_ids, np.fromiter(config.excluded_images, dtype=np.int64))
+    pool.drop(excluded_M[image_rows_N], Fate.EXCLUDED_IMAGE)
     pool.drop(sides_N2.max(axis=1) > _MAX_CUE_ASPECT_RATIO * sides_N2.min(axis=1), Fate.TOO_ELONGATED)
     pool.drop(image_sides_N2.max(axis=1) > MAX_ASPECT_RATIO * image_sides_N2.min(axis=1), Fate.TOO_ELONGATED)
     pool.drop(sides_N2.min(axis=1) < config.min_crop, Fate.BELOW_MIN_CROP)
@@ -181,7 +182,7 @@ def _random_boxes(
     least_K = np.minimum(np.maximum(low, min_crop**2 / areas_K), high)
     area_K = areas_K * np.exp(rng.uniform(np.log(least_K), math.log(high)))
     ratio_K = np.exp(rng.uniform(-math.log(_MAX_RANDOM_ASPECT_RATIO), math.log(_MAX_RANDOM_ASPECT_RATIO), len(areas_K)))
-    width_K = np.clip(np.rint(np.sqrt(area_K * ratio_K)), min(min_crop, 1), sizes_K2[:, 0])
+    width_K = np.clip(np.rint(np.sqrt(area_K * ratio_K)), 1, sizes_K2[:, 0])
     height_K = np.clip(np.rint(area_K / width_K), 1, sizes_K2[:, 1])
     x_K = np.floor(rng.random(len(areas_K)) * (sizes_K2[:, 0] - width_K + 1))
     y_K = np.floor(rng.random(len(areas_K)) * (sizes_K2[:, 1] - height_K + 1))

@@ -83,13 +83,13 @@ class _LocusBuild:
         self.settings = CutSettings(images, config.cue_format, config.jpeg_quality, config.scene_storage)
         self.pool = object_pool(instances, config) if config.source == "object" else random_pool(instances, config)
         rng = np.random.default_rng([config.seed, 0])
-        self.order_N = rng.permutation(len(self.pool.fates_N))
-        self.draws_N2 = rng.random((len(self.pool.fates_N), 2))
+        self.order_N = rng.permutation(len(self.pool.fates))
+        self.draws_N2 = rng.random((len(self.pool.fates), 2))
         self.neighbours = _Neighbours(instances)
         self.problems: Counter[str] = Counter(instances.dropped_images)
 
     def run(self) -> BuildReport:
-        blocked_M = np.zeros(len(self.instances.image_ids_M), dtype=np.bool_)
+        blocked_M = np.zeros(len(self.instances.image_ids), dtype=np.bool_)
         # Validation first: its few images are then closed to training.
         splits = {}
         for split, samples in (("validation", self.config.validation_samples), ("train", self.config.train_samples)):
@@ -100,7 +100,7 @@ class _LocusBuild:
             config=_config_as_json(self.config),
             source_sha256={self.instances.path.name: sha256_of(self.instances.path)},
             record_name="annotations" if self.config.source == "object" else "random boxes",
-            records=len(self.pool.fates_N),
+            records=len(self.pool.fates),
             dropped=self.pool.dropped(),
             unused=self.pool.unused,
             splits=dict(reversed(splits.items())),
@@ -150,28 +150,28 @@ class _LocusBuild:
                 problems[scene.image_row] = Fate[problem.upper()]
                 continue
             for cue in scene.cues:
-                self.pool.fates_N[cue.row] = Fate.KEPT
+                self.pool.fates[cue.row] = Fate.KEPT
                 kept[str(cue.metadata["bin"])] += 1
             used_M[scene.image_row] += len(scene.cues)
         return problems
 
     def _plan(self, rows_K: NDArray[np.int64]) -> Iterator[ScenePlan]:
         """One plan a scene; `rows_K` come image by image."""
-        image_rows_K = self.pool.image_rows_N[rows_K]
+        image_rows_K = self.pool.image_rows[rows_K]
         starts = np.flatnonzero(np.diff(image_rows_K, prepend=-1))
         for rows in np.split(rows_K, starts[1:]):
-            image_row = int(self.pool.image_rows_N[rows[0]])
-            width, height = self.instances.image_sizes_M2[image_row].tolist()
+            image_row = int(self.pool.image_rows[rows[0]])
+            width, height = self.instances.image_sizes[image_row].tolist()
             cues = tuple(self._plan_cue(int(row), image_row, Frame.original(width, height)) for row in rows)
             yield ScenePlan(image_row, self.instances.file_names[image_row], width, height, cues)
 
     def _plan_cue(self, row: int, image_row: int, frame: Frame) -> CuePlan:
-        bin_name = self.pool.bin_names[self.pool.bins_N[row]]
+        bin_name = self.pool.bin_names[self.pool.bins[row]]
         region, size = _region_and_size(
-            self.pool.boxes_N4[row].tolist(), frame, self.draws_N2[row].tolist(), self.config, bin_name
+            self.pool.boxes[row].tolist(), frame, self.draws_N2[row].tolist(), self.config, bin_name
         )
-        image_id = int(self.instances.image_ids_M[image_row])
-        metadata: dict[str, Any] = {"bin": bin_name, "area_share": float(self.pool.shares_N[row]), "image_id": image_id}
+        image_id = int(self.instances.image_ids[image_row])
+        metadata: dict[str, Any] = {"bin": bin_name, "area_share": float(self.pool.shares[row]), "image_id": image_id}
         if self.config.source == "random_crop":
             return CuePlan(row, f"locus-{image_id}-random-{row}", region, size, (), metadata)
         metadata |= self._object_metadata(row)
@@ -179,8 +179,8 @@ class _LocusBuild:
         return CuePlan(row, f"locus-{metadata['annotation_id']}", region, size, distractors, metadata)
 
     def _object_metadata(self, row: int) -> dict[str, Any]:
-        category = self.instances.categories[int(self.instances.category_ids_N[row])]
-        metadata: dict[str, Any] = {"annotation_id": int(self.instances.annotation_ids_N[row]), "category": category}
+        category = self.instances.categories[int(self.instances.category_ids[row])]
+        metadata: dict[str, Any] = {"annotation_id": int(self.instances.annotation_ids[row]), "category": category}
         if attributes := self.instances.attributes.get(row):
             metadata |= {"attributes": attributes, "rationale": describe(attributes, category)}
         return metadata
@@ -191,17 +191,17 @@ class _Neighbours:
 
     def __init__(self, instances: Instances) -> None:
         self.instances = instances
-        usable = np.flatnonzero(instances.verdicts_N == Verdict.OK)
-        self.rows_K = usable[np.argsort(instances.image_rows_N[usable], kind="stable")]
-        self.images_K = instances.image_rows_N[self.rows_K]
+        usable = np.flatnonzero(instances.verdicts == Verdict.OK)
+        self.rows_K = usable[np.argsort(instances.image_rows[usable], kind="stable")]
+        self.images_K = instances.image_rows[self.rows_K]
 
     def distractors(self, row: int, region: Box) -> tuple[tuple[float, float, float, float], ...]:
         instances = self.instances
-        first, last = np.searchsorted(self.images_K, instances.image_rows_N[row] + np.array([0, 1]))
+        first, last = np.searchsorted(self.images_K, instances.image_rows[row] + np.array([0, 1]))
         boxes = [
-            _box(instances.boxes_N4[other].tolist(), region.frame)
+            _box(instances.boxes[other].tolist(), region.frame)
             for other in self.rows_K[first:last]
-            if other != row and instances.category_ids_N[other] == instances.category_ids_N[row]
+            if other != row and instances.category_ids[other] == instances.category_ids[row]
         ]
         return tuple(box.corners for box in boxes if iou(box, region) < _SAME_OBJECT_IOU)
 

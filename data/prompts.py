@@ -66,7 +66,7 @@ def focus_prompt(support_boxes: tuple[Box, ...]) -> tuple[PromptPart, ...]:
 
 
 def box_text(box: Box) -> str:
-    """`[x_min, y_min, x_max, y_max]` in integers of the box's own frame; a box thinner than one unit becomes one unit wide."""
+    """`[x_min, y_min, x_max, y_max]` in integers of the box's frame; one thinner than a unit becomes a unit wide."""
     x1, y1, x2, y2 = box.rounded()
     if x2 <= x1:
         x1, x2 = math.floor(box.x1), math.ceil(box.x2)

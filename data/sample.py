@@ -26,7 +26,7 @@ class EncodedImage:
 
     width: int
     height: int
-    encoded: bytes | None = None
+    encoded: bytes | None = field(default=None, repr=False)
     path: str | None = None
 
     def __post_init__(self) -> None:

@@ -119,11 +119,11 @@ class DatasetWriter:
         self.folder.chmod(0o755)
         if self.out.exists():
             replaced = self.folder.with_name(f"{self.folder.name}-replaced")
-            os.rename(self.out, replaced)
-            os.rename(self.folder, self.out)
+            self.out.rename(replaced)
+            self.folder.rename(self.out)
             shutil.rmtree(replaced)
         else:
-            os.rename(self.folder, self.out)
+            self.folder.rename(self.out)
 
     def _card_root(self) -> str:
         """Relative when images and dataset share a parent folder, so that the two can move together."""
