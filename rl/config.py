@@ -23,6 +23,11 @@ from cluster.config import ClusterConfig
 from rewards.config import RewardConfig
 
 STAGES = ("sft", "grpo")
+# verl's names, for the algorithms that need one reward an answer and no critic.
+ADVANTAGES = ("grpo", "rloo", "opo", "reinforce_plus_plus_baseline", "grpo_passk", "rloo_vectorized", "grpo_vectorized")
+LOSSES = ("vanilla", "gspo", "dppo_tv", "dppo_kl", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "cispo")
+AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+KL_ESTIMATORS = ("k1", "k2", "k3", "kl", "abs", "mse", "low_var_kl", "k1+", "k3+", "low_var_kl+")
 
 
 class ConfigError(ValueError):
@@ -302,6 +307,11 @@ def check_recipe(recipe: Recipe) -> None:
     _choose("learner.dtype", [recipe.learner.dtype], ("float32", "bfloat16"))
     _choose("rollout.dtype", [recipe.rollout.dtype], ("float32", "bfloat16"))
     _choose("model.lora.sync", [recipe.model.lora.sync], ("adapter", "merged"))
+    _choose("algorithm.advantage", [algorithm.advantage], ADVANTAGES)
+    _choose("algorithm.loss", [algorithm.loss], LOSSES)
+    _choose("algorithm.loss_aggregation", [algorithm.loss_aggregation], AGGREGATIONS)
+    _choose("algorithm.kl_estimator", [algorithm.kl_estimator], KL_ESTIMATORS)
+    _choose("algorithm.rollout_is", [algorithm.rollout_is or "token"], ("token", "sequence"))
     _choose("algorithm.old_logprobs", [algorithm.old_logprobs], ("learner", "rollout"))
     _choose("grpo.optimizer.schedule", [grpo.optimizer.schedule], ("constant", "linear", "cosine"))
     _choose("sft.optimizer.schedule", [recipe.sft.optimizer.schedule], ("constant", "linear", "cosine"))
@@ -319,6 +329,11 @@ def check_recipe(recipe: Recipe) -> None:
     ):
         if value < 1:
             raise ConfigError(f"`{key}` must be at least 1, got {value}")
+    for section in (recipe.reward, recipe.cluster):
+        try:
+            section.validate()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     if "grpo" in recipe.stages:
         _check_grpo(recipe)
 

@@ -73,6 +73,7 @@ class GrpoLoop:
         self.grpo, self.algorithm, self.sampling, self.mismatch_bound = grpo, algorithm, sampling, mismatch_bound
         self.version = 0
         self.clock = PhaseClock()
+        self._gated = False
 
     def step(self, step: int) -> StepReport:
         """One step of GRPO, `step` counting from 0."""
@@ -80,7 +81,7 @@ class GrpoLoop:
         self.clock.lap()
         groups = self.collect(step, report)
         batch = self.prepare(groups, report)
-        self.gate(batch, step)
+        self.gate(batch)
         for part, update in self.updates(batch, step):
             report.metrics |= self.learn(part, update)
         self.publish()
@@ -160,10 +161,11 @@ class GrpoLoop:
                 batch.batch["old_logprobs"] = self.roles.learner.logprobs(batch)
         return batch
 
-    def gate(self, batch: DataProto, step: int) -> None:
-        """At step 0, before anything is learnt: stop when the learner does not reproduce the sampler's logprobs."""
-        if step:
+    def gate(self, batch: DataProto) -> None:
+        """Before anything is learnt: stop when the learner does not reproduce the sampler's logprobs."""
+        if self._gated:
             return
+        self._gated = True
         with self.clock.phase("gate"):
             learner = self.roles.learner.logprobs(batch)
         gap = (learner - batch.batch["rollout_logprobs"]).abs() * batch.batch["response_mask"]
