@@ -27,6 +27,9 @@ from rl.runlog import StepMetrics, ValidationRecord, read_metrics, read_validati
 
 FILE = "summary.json"
 
+# One validation sample answered before and after.
+Pair = tuple[ValidationRecord, ValidationRecord]
+
 # Phases between the steps, outside `time/step`: they count in the run time, not in the shares of a step.
 BETWEEN_STEPS = ("validate", "checkpoint")
 
@@ -162,15 +165,13 @@ def validations(records: Sequence[StepMetrics]) -> dict[str, Validation]:
     return found
 
 
-def pair_up(
-    start: Iterable[ValidationRecord], final: Iterable[ValidationRecord], mode: str = "greedy"
-) -> list[tuple[ValidationRecord, ValidationRecord]]:
+def pair_up(start: Iterable[ValidationRecord], final: Iterable[ValidationRecord], mode: str = "greedy") -> list[Pair]:
     """The samples that both validations answered, in the order of the first."""
     after = {record.id: record for record in final if record.mode == mode}
     return [(record, after[record.id]) for record in start if record.mode == mode and record.id in after]
 
 
-def compare(pairs: Sequence[tuple[ValidationRecord, ValidationRecord]]) -> Paired | None:
+def compare(pairs: Sequence[Pair]) -> Paired | None:
     """Mean IoU change over pairs with the normal 95 % interval 1.96·s/√n; None under two pairs, which have no spread."""
     if len(pairs) < 2:
         return None
@@ -240,13 +241,8 @@ def lost_counts(records: Sequence[StepMetrics]) -> dict[str, float]:
     return {name: sum(finite(records, name)) for name in metric_names(records) if is_lost_count(name)}
 
 
-def summarize_stage(
-    records: Sequence[StepMetrics],
-    planned_steps: int | None,
-    start: Sequence[ValidationRecord],
-    final: Sequence[ValidationRecord],
-) -> StageSummary:
-    """Everything of one stage; `start` and `final` are the records of its first and last validation."""
+def summarize_stage(records: Sequence[StepMetrics], planned_steps: int | None, pairs: Sequence[Pair]) -> StageSummary:
+    """Everything of one stage; `pairs` are the greedy answers of its first and last validation."""
     phases, neither = _phases(records)
     memory = {name: finite(records, name) for name in metric_names(records, "memory/")}
     means = finite(records, "mismatch/mean")
@@ -256,7 +252,7 @@ def summarize_stage(
         planned_steps=planned_steps,
         run_time_s=sum(phase.total_s for phase in phases.values()),
         validation=validations(records),
-        paired=compare(pair_up(start, final)),
+        paired=compare(pairs),
         mismatch_max=max(finite(records, "mismatch/max"), default=None),
         mismatch_mean=fmean(means) if means else None,
         phases=phases,
@@ -272,20 +268,20 @@ def summarize_stage(
     )
 
 
-def _first_and_last(run_dir: Path, records: Sequence[StepMetrics]) -> tuple[list[ValidationRecord], list[ValidationRecord]]:
-    """The records behind the first and the last greedy validation; nothing to pair when there was only one."""
+def greedy_pairs(run_dir: Path, records: Sequence[StepMetrics]) -> list[Pair]:
+    """The samples of a stage's first and last greedy validation; none when it validated only once."""
     greedy = validations(records).get("greedy")
     if greedy is None or greedy.start_step == greedy.final_step:
-        return [], []
-    stage = records[0].stage
-    return read_validation(run_dir, stage, greedy.start_step), read_validation(run_dir, stage, greedy.final_step)
+        return []
+    start, final = (read_validation(run_dir, records[0].stage, step) for step in (greedy.start_step, greedy.final_step))
+    return pair_up(start, final)
 
 
 def summarize_run(run_dir: Path) -> list[StageSummary]:
     """Every stage, in the order of the run; empty when nothing was logged."""
     facts = read_facts(run_dir)
     return [
-        summarize_stage(records, facts.planned_steps.get(stage), *_first_and_last(run_dir, records))
+        summarize_stage(records, facts.planned_steps.get(stage), greedy_pairs(run_dir, records))
         for stage, records in by_stage(read_metrics(run_dir)).items()
     ]
 
