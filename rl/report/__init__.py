@@ -31,7 +31,7 @@ def _gallery(stage: StageSummary, pairs: Sequence[Pair], images: Images | None) 
 
 
 def _stage(
-    run_dir: Path, stage: StageSummary, records: Sequence[StepMetrics], facts: RunFacts, images: Images | None
+    stage: StageSummary, records: Sequence[StepMetrics], pairs: Sequence[Pair], bound: float | None, images: Images | None
 ) -> Markup:
     """All sections of one stage; a section without content is left out."""
     smoothing = (
