@@ -1,0 +1,199 @@
+"""Prompt encoding, one for sampler and learner: a sample's chat text, its token ids, its pixels, and its answer's frame.
+
+    Sample ──chat template──► text ─┬─► vLLM renders text + images itself ──► prompt_token_ids ─┐ must be equal:
+                                    └─► encode: Hugging Face processor ────► input_ids ─────────┘ the sampler checks
+
+The pixel limits are read once, from the run or from the processor's own file, and given to both sides explicitly, so that
+an image is the same number of tokens everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, GenerationConfig
+
+from data.box import Frame
+from data.families import ModelFamily, PixelLimits, family_for
+from data.prompts import chat_messages
+from data.sample import Sample
+
+if TYPE_CHECKING:
+    from rl.config import ModelConfig
+
+# Enough for a step's prompts at the paper's resolution (25 MB each) without being felt beside a 7B learner.
+CACHE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model's forward takes it. P tokens after image expansion; images in prompt order.
+
+    `pixel_values` [patches, channels × temporal × patch²] fp32, `image_grid_thw` [images, 3] in patches; both None for a
+    prompt without images. `mm_token_type_ids` is 1 at image tokens, 0 elsewhere.
+    """
+
+    input_ids: Tensor
+    mm_token_type_ids: Tensor
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.pixel_values is None else self.pixel_values.nbytes
+
+    def resized_sizes(self, patch: int) -> tuple[tuple[int, int], ...]:
+        """(width, height) in pixels of every image after the processor's resize."""
+        if self.image_grid_thw is None:
+            return ()
+        return tuple((int(width) * patch, int(height) * patch) for _, height, width in self.image_grid_thw.tolist())
+
+
+class PromptEncoder:
+    """The processor of a model folder, with the run's pixel limits; `family` defaults to that of the model's own type.
+
+    `banned_token_ids` are ids that must not appear in an answer, because a forward would look for an image behind them;
+    `eos_token_ids` end an answer.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        family: ModelFamily | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        config = AutoConfig.from_pretrained(model_path)
+        self.family = family or family_for(config.model_type)
+        self.processor: Any = AutoProcessor.from_pretrained(model_path)
+        self.tokenizer: Any = self.processor.tokenizer
+        self.limits = self._set_limits(min_pixels, max_pixels)
+        self.image_token_id: int = config.image_token_id
+        self.eos_token_ids = _eos_token_ids(model_path, self.tokenizer)
+        self.banned_token_ids = _vision_token_ids(config, self.tokenizer)
+        self._cache: OrderedDict[Any, EncodedPrompt] = OrderedDict()
+        self._cache_bytes, self._cached_bytes = cache_bytes, 0
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> PromptEncoder:
+        return cls(model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+
+    def _set_limits(self, min_pixels: int | None, max_pixels: int | None) -> PixelLimits | None:
+        """The limits in force: the run's where it sets them, the processor's own elsewhere. None for tiling families."""
+        if self.family.size_rule != "smart_resize":
+            if min_pixels or max_pixels:
+                raise ValueError(
+                    f"{self.family.name} cuts images into tiles and takes no min_pixels or max_pixels; leave them out"
+                )
+            return None
+        image_processor = self.processor.image_processor
+        own = image_processor.size
+        limits = PixelLimits(min_pixels or own["shortest_edge"], max_pixels or own["longest_edge"])
+        image_processor.size = {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
+        return limits
+
+    @property
+    def mm_processor_kwargs(self) -> dict[str, int]:
+        """The same limits in the words of vLLM's `mm_processor_kwargs`."""
+        return {} if self.limits is None else {"min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels}
+
+    def text(self, sample: Sample) -> str:
+        """The chat text up to where the answer begins; one placeholder an image."""
+        messages = chat_messages(sample, self.family, self.limits)
+        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return text
+
+    def input_ids(self, sample: Sample) -> list[int]:
+        """The prompt's ids after image expansion, without touching a pixel: what `encode` would give.
+
+        Raises ValueError when the text holds another number of image placeholders than the sample has images (a
+        placeholder typed into a question, say), and where the processor refuses an image's shape.
+        """
+        ids: list[int] = self.tokenizer(self.text(sample), add_special_tokens=False)["input_ids"]
+        placeholders = ids.count(self.image_token_id)
+        if placeholders != len(sample.images):
+            raise ValueError(
+                f"sample {sample.id}: the prompt text has {placeholders} image placeholders for {len(sample.images)} images"
+            )
+        sizes = [(image.height, image.width) for image in sample.images]
+        counts = iter(self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"] if sizes else ())
+        return [out for id in ids for out in ([id] * next(counts) if id == self.image_token_id else [id])]
+
+    def prompt_length(self, sample: Sample) -> int:
+        """Tokens of the prompt after image expansion."""
+        return len(self.input_ids(sample))
+
+    def answer_tokens(self, text: str) -> list[int]:
+        """A given answer's ids, with the token that ends the turn: what a sampler that wrote it would have returned."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """An answer's text without the token that ends it. Special tokens inside it show, so no reward overlooks them."""
+        ended = bool(tokens) and tokens[-1] in self.eos_token_ids
+        text: str = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False)
+        return text
+
+    def answer_frame(self, sample: Sample) -> Frame:
+        """The frame in which this model writes a box of the sample's target image."""
+        return self.family.answer_frame(sample.images[sample.target_image], self.limits)
+
+    def encode(self, sample: Sample) -> EncodedPrompt:
+        """Text and decoded images through the Hugging Face processor. Raises ValueError if an image does not decode."""
+        key = (sample.id, sample.images, sample.prompt)
+        cached = self._cache.get(key)
+        if cached is not None:
+            self._cache.move_to_end(key)
+            return cached
+        encoded = self._encode(sample)
+        if encoded.nbytes <= self._cache_bytes:
+            self._cache[key] = encoded
+            self._cached_bytes += encoded.nbytes
+            while self._cached_bytes > self._cache_bytes:
+                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return encoded
+
+    def _encode(self, sample: Sample) -> EncodedPrompt:
+        images = [image.open() for image in sample.images]
+        inputs = self.processor(text=[self.text(sample)], images=images or None, return_tensors="pt")
+        return EncodedPrompt(
+            input_ids=inputs["input_ids"][0],
+            mm_token_type_ids=inputs["mm_token_type_ids"][0],
+            pixel_values=inputs["pixel_values"].to(torch.float32) if images else None,
+            image_grid_thw=inputs["image_grid_thw"] if images else None,
+        )
+
+
+def _eos_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end a turn: generation_config.json's where the folder has one, and the tokenizer's own."""
+    try:
+        stated = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except OSError:  # the folder has no generation_config.json
+        stated = None
+    ids = stated if isinstance(stated, list) else [stated]
+    return tuple(sorted({id for id in (*ids, tokenizer.eos_token_id) if id is not None}))
+
+
+def _vision_token_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Placeholders and marks of images, videos and audio: those the config names, and those the tokenizer adds."""
+    media = ("image", "video", "vision", "audio")
+    named = {
+        value
+        for key, value in config.to_dict().items()
+        if isinstance(value, int)
+        and key.startswith(media)
+        and key.endswith(("_token_id", "_token_index", "start_id", "end_id"))
+    }
+    # Only marks like <|image_pad|> or <image>: an ordinary added word may well speak of an image.
+    marks = {
+        id: token.content for id, token in tokenizer.added_tokens_decoder.items() if re.fullmatch("<.+>", token.content)
+    }
+    added = {id for id, mark in marks.items() if any(word in mark for word in media)}
+    return tuple(sorted(named | added))

@@ -1,0 +1,69 @@
+"""What runs inside vLLM's worker when new weights arrive: load them, sum up what was consumed, tidy up on failure.
+
+vLLM mixes this class into its worker (`worker_extension_cls`), because a multi-process engine's model lives there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from rl.weights import Checksummed, NamedTensors
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a worker's loader consumed, and which of its own parameters were not among it."""
+
+    checksum: str
+    tensors: int
+    missing: tuple[str, ...]
+
+
+class WeightReceiver:
+    """Mixed into vLLM's worker: `model_runner` and `vllm_config` are the worker's."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def receive_weights(self, tensors: NamedTensors) -> Loaded:
+        """Replace all weights by `tensors`, which have Hugging Face names; they are consumed as they come.
+
+        Raises whatever the iterator or vLLM's loader raises; the model is then left usable in shape, but a mix of old and
+        new weights, and must not be sampled from until a load succeeds.
+        """
+        runner = self.model_runner
+        model = runner.get_model()
+        passing = Checksummed(tensors)
+        expected = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
+        with set_current_vllm_config(self.vllm_config):
+            initialize_layerwise_reload(model)
+            try:
+                loaded = model.load_weights(_with_tied_head(passing, self._ties_embeddings()))
+            finally:  # or layers stay without storage, and not even a later load finds its way
+                finalize_layerwise_reload(model, runner.model_config)
+        runner.reset_lora_state()
+        runner.reset_encoder_cache()
+        runner.reset_mm_cache()
+        return Loaded(passing.checksum, passing.count, tuple(sorted(expected - loaded)))
+
+    def _ties_embeddings(self) -> bool:
+        return bool(self.vllm_config.model_config.hf_text_config.tie_word_embeddings)
+
+
+def _with_tied_head(tensors: NamedTensors, tied: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """On CPU vLLM keeps a repacked copy of a tied lm_head, which must be fed too, though the learner has no such parameter."""
+    embedding: torch.Tensor | None = None
+    has_head = False
+    for name, tensor in tensors:
+        has_head |= name == "lm_head.weight"
+        if name.endswith("embed_tokens.weight"):
+            embedding = tensor
+        yield name, tensor
+    if tied and not has_head and embedding is not None:
+        yield "lm_head.weight", embedding
