@@ -57,7 +57,7 @@ class WeightReceiver:
 
 
 def _with_tied_head(tensors: NamedTensors, tied: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """On CPU vLLM keeps a repacked copy of a tied lm_head, which must be fed too, though the learner has no such parameter."""
+    """On CPU vLLM keeps a repacked copy of a tied lm_head, to be fed too, though the learner has no such parameter."""
     embedding: torch.Tensor | None = None
     has_head = False
     for name, tensor in tensors:

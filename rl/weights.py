@@ -53,7 +53,7 @@ class Checksummed:
         for name, tensor in self._tensors:
             raw = _raw_bytes(tensor)
             digest = xxhash.xxh3_128(f"{name}|{_dtype_name(tensor)}|{tuple(tensor.shape)}|".encode())
-            digest.update(memoryview(raw))
+            digest.update(raw.data)
             self._sum = (self._sum + digest.intdigest()) % (1 << 128)
             self.count += 1
             self.bytes += raw.nbytes
