@@ -102,16 +102,19 @@ class Learner:
         flat = values_K.new_zeros(shape.numel())
         return flat.index_put((inputs.place_K,), values_K).reshape(shape)
 
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, tensor) of the whole policy, LoRA merged in, tied weights included. Collective."""
+    def full_weights(self, aliases: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, tensor) of the whole policy, LoRA merged in. Collective.
+
+        `aliases`: tied weights under each of their names, as a rollout engine expects them; a file holds them once.
+        """
         lora = self.model.lora
-        base = self._base_weights()
+        base = self._base_weights(aliases)
         if not lora.rank:
             yield from base
             return
         yield from merge_adapter(base, dict(self.adapter_weights()), scale=lora.alpha / lora.rank)
 
-    def _base_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def _base_weights(self, with_aliases: bool = True) -> Iterator[tuple[str, Tensor]]:
         names = {name for engine_name, _ in self.engine.policy.named_parameters() if (name := hf_name(engine_name))}
         aliases = {owner: alias for alias, owner in tied_names(self.model.path, names)}
         for engine_name, tensor in self.engine.named_tensors():
@@ -119,7 +122,7 @@ class Learner:
             if name is None:
                 continue
             yield name, tensor
-            if name in aliases:
+            if with_aliases and name in aliases:
                 yield aliases[name], tensor
 
     def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -136,20 +136,20 @@ class FsdpEngine:
     def save(self, directory: Path) -> None:
         assert self.optimizer is not None
         model_state, optimizer_state = get_state_dict(self.policy, self.optimizer)
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory, no_dist=self.where.alone)
+        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory)
 
     def load(self, directory: Path) -> None:
         assert self.optimizer is not None
         model_state, optimizer_state = get_state_dict(self.policy, self.optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
-        dcp.load(state, checkpoint_id=directory, no_dist=self.where.alone)
+        dcp.load(state, checkpoint_id=directory)
         set_state_dict(
             self.policy, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
 
     def load_policy(self, directory: Path) -> None:
         state = {"model": get_model_state_dict(self.policy)}
-        dcp.load(state, checkpoint_id=directory, no_dist=self.where.alone)
+        dcp.load(state, checkpoint_id=directory)
         set_model_state_dict(self.policy, state["model"])
 
     def total(self, values: Tensor) -> Tensor:
