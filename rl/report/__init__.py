@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rl import environment
 from rl.report import sections
-from rl.report.gallery import Images, gallery, images_of
+from rl.report.gallery import Images, dataset_images, gallery, images_of
 from rl.report.markup import Child, Markup, join, tag
 from rl.runlog import StepMetrics, read_metrics, write_atomically
 from rl.summary import Pair, StageSummary, by_stage, greedy_pairs, read_facts, summarize_run
@@ -51,11 +51,15 @@ def _stage(
 
 
 def render(run_dir: Path, images: Images | None = None) -> str:
-    """The page as text. `images` gives a sample's scene and cues; without it the gallery shows boxes on empty canvases."""
+    """The page as text. `images` gives a sample's scene and cues; by default those of the dataset that config.yaml names.
+
+    Where that is gone the gallery shows the boxes on empty canvases.
+    """
     facts, machine, records = read_facts(run_dir), environment.read(run_dir), read_metrics(run_dir)
     stages, of_stage = summarize_run(run_dir), by_stage(records)
     pairs = {stage: greedy_pairs(run_dir, of_stage[stage]) for stage in of_stage}
     bound = facts.mismatch_bound
+    shown = images or dataset_images(facts.validation_data)
     config = run_dir / "config.yaml"
     body: list[Child] = [sections.header(facts, stages, records, machine)]
     if stages:
@@ -64,7 +68,7 @@ def render(run_dir: Path, images: Images | None = None) -> str:
         if len(stages) > 1:
             order = "The last stage" if number == 0 else "Before it"
             body.append(tag("p", f"{order}: {sections.stage_name(stage.stage)}", class_="stage"))
-        body.append(_stage(stage, of_stage[stage.stage], pairs[stage.stage], bound, images))
+        body.append(_stage(stage, of_stage[stage.stage], pairs[stage.stage], bound, shown))
     body.append(sections.section("Configuration", sections.configuration(config.read_text() if config.exists() else None)))
     body.append(sections.section("Environment", sections.environment_table(machine)))
     head = tag(

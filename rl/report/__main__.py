@@ -7,20 +7,8 @@ import sys
 from pathlib import Path
 
 from data.store import SampleStore
-from rl.report import write_report
-from rl.report.gallery import Images, images_of
-from rl.summary import read_facts, write_summary
-
-
-def dataset_images(folder: str | None) -> Images | None:
-    """The validation split of the folder; None, with a note, when it is not there any more."""
-    if folder is None:
-        return None
-    try:
-        return images_of(SampleStore(folder, "validation"))
-    except ValueError as error:
-        print(f"the gallery shows boxes without photographs: {error}", file=sys.stderr)
-        return None
+from rl.report import images_of, write_report
+from rl.summary import write_summary
 
 
 def main() -> int:
@@ -33,9 +21,8 @@ def main() -> int:
     if not args.run_dir.is_dir():
         print(f"there is no run directory {args.run_dir}", file=sys.stderr)
         return 1
-    images = dataset_images(args.dataset or read_facts(args.run_dir).validation_data)
     write_summary(args.run_dir)
-    print(write_report(args.run_dir, images))
+    print(write_report(args.run_dir, images_of(SampleStore(args.dataset, "validation")) if args.dataset else None))
     return 0
 
 

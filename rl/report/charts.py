@@ -133,6 +133,8 @@ def _y_scale(lines: Sequence[Line], bound: Bound | None, log: bool, zero: bool) 
 
 
 def _step_ticks(first: int, last: int, count: int) -> list[int]:
+    if first == last:
+        return [first]
     return [int(mark) for mark in ticks(first, last, count) if mark == int(mark) and first <= mark <= last]
 
 

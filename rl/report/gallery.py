@@ -15,6 +15,7 @@ from statistics import median
 from PIL import Image as PILImage
 
 from data.sample import Sample
+from data.store import SampleStore
 from rl.report.markup import Markup, fixed, join, signed, tag
 from rl.runlog import Corners, ValidationRecord
 from rl.summary import CHANGED, Pair
@@ -39,6 +40,16 @@ def images_of(samples: Iterable[Sample]) -> Images:
         return [image.open() for image in (sample.images[sample.target_image], *others)]
 
     return images
+
+
+def dataset_images(folder: str | None) -> Images | None:
+    """Images of the folder's validation split, or None when it is not there, or not readable, any more."""
+    if folder is None:
+        return None
+    try:
+        return images_of(SampleStore(folder, "validation"))
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
