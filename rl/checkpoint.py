@@ -38,7 +38,9 @@ class Checkpoint:
         return self.path / "learner"
 
 
-def save_checkpoint(run_dir: Path, stage: str, step: int, learner: PolicyLearner, state: Mapping[str, Any], keep: int) -> Checkpoint:
+def save_checkpoint(
+    run_dir: Path, stage: str, step: int, learner: PolicyLearner, state: Mapping[str, Any], keep: int
+) -> Checkpoint:
     """Write `<stage>-<step>`, then forget all but the `keep` newest of this stage. Raises CheckpointError."""
     path = run_dir / DIRECTORY / f"{stage}-{step}"
     partial = path.with_name(f".{path.name}.partial")

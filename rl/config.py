@@ -366,7 +366,9 @@ def _choose(key: str, values: Sequence[str], allowed: Sequence[str]) -> None:
     for value in values:
         if value not in allowed:
             near = difflib.get_close_matches(value, allowed, n=1)
-            raise ConfigError(f"`{key}` is `{value}`; {f'did you mean `{near[0]}`? ' if near else ''}one of {', '.join(allowed)}")
+            raise ConfigError(
+                f"`{key}` is `{value}`; {f'did you mean `{near[0]}`? ' if near else ''}one of {', '.join(allowed)}"
+            )
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -8,12 +8,14 @@ from pathlib import Path
 import ray
 
 from cluster.placement import Placement, RoleSpec, place
+from cluster.preflight import preflight
 from cluster.session import Session
 from rl.actors.learner import LearnerGroup
 from rl.actors.reward import RewardGroup
-from rl.actors.rollout import RolloutGroup
+from rl.actors.rollout import RolloutGroup, sampler_config
 from rl.actors.samples import SampleShipper
 from rl.config import OptimizerConfig, Recipe
+from rl.sampler_config import Device
 
 
 def role_specs(recipe: Recipe, gpus: bool) -> list[RoleSpec]:
@@ -59,9 +61,9 @@ class Crew:
         self.shipper = SampleShipper()
         self.timeout = recipe.cluster.start_timeout_s
         self.rewards = session.own(RewardGroup(self.placement["reward"], recipe.reward, {}, self.timeout))
-        self.rollouts = session.own(
-            RolloutGroup(self.placement["rollout"], recipe.model, recipe.rollout, recipe.seed, max_images, self.shipper, self.timeout)
-        )
+        engine = sampler_config(recipe.model, recipe.rollout, recipe.seed, max_images)
+        device: Device = "gpu" if self.gpus else "cpu"
+        self.rollouts = session.own(RolloutGroup(self.placement["rollout"], engine, device, self.shipper, self.timeout))
 
     def start_stage(self, stage: str, start_from: Path | None) -> StagePolicy:
         """Load a stage's learner, and its reference if it has one, while the rollout actors may still be loading."""
@@ -69,14 +71,15 @@ class Crew:
         optimizer = self.recipe.grpo.optimizer if grpo else self.recipe.sft.optimizer
         learner = self._group("learner")
         reference = self._group("reference") if grpo and needs_reference(self.recipe) else None
-        self.session.own(StagePolicy(learner, reference))
+        policy = self.session.own(StagePolicy(learner, reference))
         pending = [(learner, self._build(learner, optimizer, grpo, start_from))]
         if reference is not None:
             pending.append((reference, self._build(reference, None, grpo, start_from)))
+        preflight([self.rollouts.group, self.rewards.group, *(group.group for group, _ in pending)])
         for group, references in pending:
             group.ready(references)
         self.rollouts.ready()
-        return StagePolicy(learner, reference)
+        return policy
 
     def _group(self, role: str) -> LearnerGroup:
         env = {} if self.gpus else {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -45,7 +45,9 @@ def evaluate(
     requests = [(sample, Completion(answer.text, answer_frame(sample))) for sample, answer in answered]
     verdicts = rewards.score(requests)
     judged = [
-        (request, verdict) for request, verdict in zip(requests, verdicts, strict=True) if not isinstance(verdict, RewardFailure)
+        (request, verdict)
+        for request, verdict in zip(requests, verdicts, strict=True)
+        if not isinstance(verdict, RewardFailure)
     ]
     if not judged:
         raise RuntimeError(f"no validation sample could be answered and judged; the first answer was {answers[0]!r}")

@@ -25,7 +25,7 @@ def export_policy(learner: Learner, directory: Path) -> None:
 
     Written beside its place and renamed, so that a half export is never found. Collective; rank 0 writes.
     """
-    full = {name: tensor.cpu().clone() for name, tensor in learner.full_weights(aliases=False) if learner.rank == 0}
+    full = {name: tensor.cpu().clone() for name, tensor in learner.full_weights() if learner.rank == 0}
     adapter = {name: tensor.cpu().clone() for name, tensor in learner.adapter_weights() if learner.rank == 0}
     if learner.rank:
         return

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rl.prompting import EncodedPrompt
 
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]
+Answers = list[tuple[int, Tensor]]  # (index of an answer in [N·G], its tokens)
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class ModelInputs:
 
 @dataclass(frozen=True)
 class _Row:
-    """One sequence: a prompt and the answers that share it. `answers` are (index of the answer in [N·G], its tokens)."""
+    """One sequence: a prompt and the answers that share it."""
 
     prompt: EncodedPrompt
     prompt_positions: Tensor  # [A, P], A rotary axes
-    answers: list[tuple[int, Tensor]]
+    answers: Answers
 
     @property
     def length(self) -> int:
@@ -77,11 +78,11 @@ def prompt_positions(prompt: EncodedPrompt, rope_index: RopeIndex | None) -> Ten
     return positions[:, 0]
 
 
-def _shared_rows(prompts: Sequence[EncodedPrompt], positions: list[Tensor], answers: list[list[tuple[int, Tensor]]]) -> list[_Row]:
+def _shared_rows(prompts: Sequence[EncodedPrompt], positions: list[Tensor], answers: list[Answers]) -> list[_Row]:
     return [_Row(*parts) for parts in zip(prompts, positions, answers, strict=True) if parts[2]]
 
 
-def _plain_rows(prompts: Sequence[EncodedPrompt], positions: list[Tensor], answers: list[list[tuple[int, Tensor]]]) -> list[_Row]:
+def _plain_rows(prompts: Sequence[EncodedPrompt], positions: list[Tensor], answers: list[Answers]) -> list[_Row]:
     return [
         _Row(prompt, where, [answer])
         for prompt, where, group in zip(prompts, positions, answers, strict=True)
@@ -111,7 +112,7 @@ def lay_out(
     return _stack(rows, responses_NGR.shape[-1])
 
 
-def _answers(responses_NGR: Tensor, response_mask_NGR: Tensor) -> list[list[tuple[int, Tensor]]]:
+def _answers(responses_NGR: Tensor, response_mask_NGR: Tensor) -> list[Answers]:
     num_groups, num_answers, _ = responses_NGR.shape
     lengths = response_mask_NGR.sum(-1).long().tolist()
     return [

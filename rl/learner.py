@@ -24,7 +24,7 @@ from rl.engines.base import Engine, Rendezvous
 from rl.layout import ModelInputs, lay_out
 from rl.meter import Meter
 from rl.objectives import Objective
-from rl.policy import hf_name, tied_names
+from rl.policy import hf_name
 from rl.weights import merge_adapter
 
 if TYPE_CHECKING:
@@ -102,28 +102,21 @@ class Learner:
         flat = values_K.new_zeros(shape.numel())
         return flat.index_put((inputs.place_K,), values_K).reshape(shape)
 
-    def full_weights(self, aliases: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, tensor) of the whole policy, LoRA merged in. Collective.
-
-        `aliases`: tied weights under each of their names, as a rollout engine expects them; a file holds them once.
-        """
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, tensor) of the whole policy, LoRA merged in, tied weights once. Collective."""
         lora = self.model.lora
-        base = self._base_weights(aliases)
+        base = self.base_weights()
         if not lora.rank:
             yield from base
             return
         yield from merge_adapter(base, dict(self.adapter_weights()), scale=lora.alpha / lora.rank)
 
-    def _base_weights(self, with_aliases: bool = True) -> Iterator[tuple[str, Tensor]]:
-        names = {name for engine_name, _ in self.engine.policy.named_parameters() if (name := hf_name(engine_name))}
-        aliases = {owner: alias for alias, owner in tied_names(self.model.path, names)}
+    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, tensor) without the LoRA matrices. Collective."""
         for engine_name, tensor in self.engine.named_tensors():
             name = hf_name(engine_name)
-            if name is None:
-                continue
-            yield name, tensor
-            if with_aliases and name in aliases:
-                yield aliases[name], tensor
+            if name is not None:
+                yield name, tensor
 
     def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(PEFT name, tensor) of the LoRA matrices alone. Collective."""
@@ -155,4 +148,3 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     progress = (step - warmup) / max(1, total_steps - warmup)
     factors = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
     return config.lr * factors[config.schedule]
-

@@ -171,8 +171,8 @@ class GrpoLoop:
         gap = (learner - batch.batch["rollout_logprobs"]).abs() * batch.batch["response_mask"]
         if not gap.max() <= self.mismatch_bound:
             raise MismatchError(
-                f"sampler and learner disagree by {gap.max():.3g} in the logprob of a token (bound {self.mismatch_bound:g}): "
-                "they do not compute the same policy. Compare rollout.dtype with learner.dtype, the model folders and the "
+                f"sampler and learner disagree by {gap.max():.3g} in the logprob of a token "
+                f"(bound {self.mismatch_bound:g}): they do not compute the same policy. Compare rollout.dtype with learner.dtype, the model folders and the "
                 "pixel limits, or raise `mismatch_bound` if this much is expected of bfloat16."
             )
 

@@ -99,7 +99,7 @@ class GrpoObjective:
     def _off_policy(self, old: Tensor, rollout: Tensor, mask: Tensor, meter: Meter) -> tuple[Tensor | None, Tensor]:
         """verl's importance weights and rejection mask for the gap between sampler and learner, when the recipe asks."""
         config = self.config
-        if config.rollout_is is None and config.rollout_rejection is None or not mask.any():
+        if (config.rollout_is is None and config.rollout_rejection is None) or not mask.any():
             return None, mask
         weights, kept, _ = compute_rollout_correction_and_rejection_mask(
             old_log_prob=old,

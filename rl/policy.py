@@ -6,9 +6,6 @@ for answer tokens and only a chunk at a time: at a 150k vocabulary they would be
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -116,12 +113,3 @@ def hf_name(name: str) -> str | None:
     if ".lora_" in name:
         return None
     return name.removeprefix("model.").removeprefix("base_model.model.").replace(".base_layer.", ".")
-
-
-def tied_names(model_dir: str | Path, names: set[str]) -> Iterator[tuple[str, str]]:
-    """(alias, owner) of tied weights that `named_parameters` leaves out and a rollout engine expects."""
-    config = json.loads((Path(model_dir) / "config.json").read_text())
-    tied = config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False))
-    owners = [name for name in names if name.endswith("embed_tokens.weight")]
-    if tied and owners and "lm_head.weight" not in names:
-        yield "lm_head.weight", owners[0]

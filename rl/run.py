@@ -1,30 +1,27 @@
 """A run: its folder, its stages in order, and what happens between steps (validation, checkpoints, metrics, the report).
 
-    for each stage:   start actors ─► publish v0 ─► validate ─► step, log, every k: validate, checkpoint ─► checkpoint
-    at the end:       export ─► summary.json ─► report.html
+for each stage:   start actors ─► publish v0 ─► validate ─► step, log, every k: validate, checkpoint ─► checkpoint
+at the end:       export ─► summary.json ─► report.html
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from cluster.preflight import preflight
-from cluster.session import Session, ray_session
+from cluster.session import ray_session
 from data.prompts import focus_response, locus_response
 from data.sample import Sample
 from data.store import SampleStore
 from data.stream import PromptStream
-from rl.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, save_checkpoint
+from rl.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rl.clock import PhaseClock
 from rl.config import ConfigError, Recipe, to_container, to_yaml
-from rl.crew import Crew, StagePolicy
+from rl.crew import Crew
 from rl.evaluate import evaluate
 from rl.loop import GrpoLoop, Roles, StepReport, hand_over
 from rl.loop_sft import SftLoop

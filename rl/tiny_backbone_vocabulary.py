@@ -46,7 +46,7 @@ SENTENCES = (
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink", "white", "black", "brown", "gray")
 PATTERNS = ("plain", "striped", "dotted", "checkered", "shaded")
 SHAPES = ("disc", "square", "triangle", "diamond", "cross", "star", "ring", "hexagon", "heart", "pentagon")
-OTHER_WORDS = ("system", "user", "assistant", "Picture", "Video", "the", "is", "a", "it", "left", "right", "top", "bottom")
+OTHER_WORDS = ("system", "user", "assistant", "Picture", "Video", "the", "is", "a", "it", "left", "right", "top", "bottom", "middle", "center")
 
 # Qwen2.5-VL-Instruct's template, video parts included.
 CHAT_TEMPLATE = (

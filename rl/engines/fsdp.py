@@ -83,7 +83,7 @@ class FsdpEngine:
             policy.base.gradient_checkpointing_enable({"use_reentrant": False})
         weights = policy.state_dict() if where.rank == 0 else {}
         self.policy = self._shard(policy, DTYPES[learner.dtype])
-        self._receive(weights, {name: buffer for name, buffer in policy.named_buffers()})
+        self._receive(weights, dict(policy.named_buffers()))
         self.max_grad_norm = optimizer.max_grad_norm if optimizer else 0.0
         self.optimizer = self._build_optimizer(optimizer) if optimizer else None
 
@@ -143,9 +143,7 @@ class FsdpEngine:
         model_state, optimizer_state = get_state_dict(self.policy, self.optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
         dcp.load(state, checkpoint_id=directory)
-        set_state_dict(
-            self.policy, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-        )
+        set_state_dict(self.policy, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
     def load_policy(self, directory: Path) -> None:
         state = {"model": get_model_state_dict(self.policy)}

@@ -15,6 +15,7 @@ from verl.protocol import DataProto
 from data.box import Box
 from data.prompts import locus_prompt
 from data.sample import Sample
+from rewards.score import Score
 from rl.advantages import group_advantages
 from rl.batch import Group, balance, group_batch
 from rl.config import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, OptimizerConfig
@@ -23,7 +24,6 @@ from rl.learner import Learner
 from rl.objectives import GrpoObjective
 from rl.prompting import PromptEncoder
 from rl.records import Rollout
-from rewards.score import Score
 from tests.rl.pictures import png
 
 

@@ -13,10 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from verl.protocol import DataProto
 
 from rl.batch import balance
-from rl.config import AlgorithmConfig
+from rl.config import AlgorithmConfig, OptimizerConfig
 from rl.export import export_policy
 from rl.learner import Learner, learning_rate
-from rl.config import OptimizerConfig
 from rl.meter import Meter
 from rl.objectives import GrpoObjective
 from tests.rl.learner_case import build_learner, case_batch, case_samples, largest_gap, on_ranks, run_updates
@@ -49,9 +48,7 @@ def gradients(learner: Learner, batch: DataProto, layout: str, budget: int) -> d
 
 def test_a_group_as_one_sequence_equals_one_row_an_answer(learner: Learner) -> None:
     batch = case_batch(learner.encoder)
-    shared, plain = (
-        learner.logprobs(balance(batch, 1, 10_000, layout)[0]) for layout in ("shared", "plain") if set_layout(learner, layout)
-    )
+    shared, plain = (logprobs_in(layout, learner, batch) for layout in ("shared", "plain"))
     assert float(shared.abs().max()) > 1.0
     assert float((shared - plain).abs().max()) <= 1e-5
     by_group, by_answer = (gradients(learner, batch, layout, 10_000) for layout in ("shared", "plain"))
@@ -59,9 +56,9 @@ def test_a_group_as_one_sequence_equals_one_row_an_answer(learner: Learner) -> N
     assert largest_gap(by_group, by_answer) <= 1e-5 * max(largest, 1.0)
 
 
-def set_layout(learner: Learner, layout: str) -> bool:
+def logprobs_in(layout: str, learner: Learner, batch: DataProto) -> Tensor:
     learner.config.layout = layout
-    return True
+    return learner.logprobs(balance(batch, 1, 10_000, "shared")[0])
 
 
 def test_the_forward_is_hugging_faces_own(learner: Learner, tiny_model_dir: Path) -> None:
@@ -144,9 +141,9 @@ def test_the_kl_to_an_identical_reference_is_zero(learner: Learner, tiny_model_d
 def test_lora_trains_the_adapter_alone_and_its_merge_is_not_the_base(tiny_model_dir: Path, tmp_path: Path) -> None:
     learner = build_learner(tiny_model_dir, lora_rank=4)
     base = load_file(tiny_model_dir / "model.safetensors")
-    before = {name: tensor.clone() for name, tensor in learner._base_weights()}
+    before = {name: tensor.clone() for name, tensor in learner.base_weights()}
     run_updates(learner, case_batch(learner.encoder), 1, 0)
-    assert largest_gap(before, dict(learner._base_weights())) == 0.0
+    assert largest_gap(before, dict(learner.base_weights())) == 0.0
     names = [name for name, _ in learner.adapter_weights()]
     assert names and all("language_model" in name for name in names)
     export_policy(learner, tmp_path / "export")

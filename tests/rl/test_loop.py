@@ -120,7 +120,7 @@ def test_a_step_without_any_group_says_why() -> None:
 
 def test_the_gate_stops_before_anything_is_learnt() -> None:
     learner = RecordingLearner(offset=0.01)
-    with pytest.raises(MismatchError, match="0.01"):
+    with pytest.raises(MismatchError, match=r"0\.01"):
         loop_of(learner=learner).step(0)
     assert learner.batches == []
 
