@@ -1,4 +1,4 @@
-"""Prompt encoding: ids without pixels equal the processor's, frames equal its resize, limits reach it, placeholders are known."""
+"""Prompt encoding: ids without pixels equal the processor's, frames equal its resize, limits and placeholders are known."""
 
 from __future__ import annotations
 
