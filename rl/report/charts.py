@@ -127,7 +127,7 @@ def _y_scale(lines: Sequence[Line], bound: Bound | None, log: bool, zero: bool) 
     low, high = min(values, default=0.0), max(values, default=1.0)
     low = min(low, 0.0) if zero else low
     if high - low <= abs(high) * 1e-9:
-        low, high = (low - abs(low) * 0.5, high + abs(high) * 0.5) if high else (0.0, 1.0)
+        low, high = (0.0, 1.0) if 0 <= high <= 1 else (low - abs(low) * 0.5, high + abs(high) * 0.5)
     marks = ticks(low, high)
     return Scale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP), marks
 

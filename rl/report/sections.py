@@ -17,13 +17,27 @@ from rl.summary import (
     Paired,
     RunFacts,
     StageSummary,
+    Validation,
     is_lost_count,
     metric_names,
     phase_seconds,
     series,
 )
 
+# The most frequent reasons of failure that are listed by name.
+REASONS = 20
+
 NAMES_OF_STAGES = {"sft": "SFT", "grpo": "GRPO"}
+
+
+def limit(value: float) -> str:
+    """A limit as its recipe writes it: 0.5, 10⁻⁴."""
+    return number(value) if abs(value) < 0.001 else f"{value:g}"
+
+
+def table(heads: Sequence[str], *bodies: Markup, class_: str = "figures") -> Markup:
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in heads)))
+    return tag("table", head, *bodies, class_=class_)
 
 
 def stage_name(stage: str) -> str:
@@ -126,34 +140,26 @@ def _validation_table(stage: StageSummary) -> Markup | None:
     if not stage.validation:
         return None
     heads = ("", "start", "final", "change", "")
-    bodies = []
-    for mode, validation in stage.validation.items():
-        span = f"{mode}, step {validation.start_step:,} → {validation.final_step:,}"
-        rows = [tag("tr", tag("th", span, colspan=5, scope="rowgroup"), class_="mode")]
-        for name, change in validation.metrics.items():
-            title = VALIDATION_TITLES.get(name, name)
+    bodies = [_validation_rows(mode, validation) for mode, validation in stage.validation.items()]
+    return table(heads, *bodies, class_="validation")
+
+
+def _validation_rows(mode: str, validation: Validation) -> Markup:
+    once = validation.start_step == validation.final_step
+    when = f"step {validation.start_step:,}" if once else f"step {validation.start_step:,} → {validation.final_step:,}"
+    rows = [tag("tr", tag("th", f"{mode}, {when}", colspan=5, scope="rowgroup"), class_="mode")]
+    for name, change in validation.metrics.items():
+        title = VALIDATION_TITLES.get(name, name)
+        cells = [tag("td", fixed(change.start))]
+        if not once:
             told = f"{title}, {mode}: {fixed(change.start)} to {fixed(change.final)}"
-            rows.append(
-                tag(
-                    "tr",
-                    tag("th", title, scope="row"),
-                    tag("td", fixed(change.start)),
-                    tag("td", fixed(change.final), class_="final"),
-                    tag(
-                        "td",
-                        signed(change.delta),
-                        class_="better" if change.delta > 0 else "worse" if change.delta < 0 else "same",
-                    ),
-                    tag("td", dumbbell(told, change.start, change.final), class_="drawn")
-                    if _is_share(change.start, change.final)
-                    else tag("td"),
-                    data_metric=f"validation/{mode}/{name}",
-                )
-            )
-        bodies.append(tag("tbody", *rows))
-    return tag(
-        "table", tag("thead", tag("tr", *(tag("th", head, scope="col") for head in heads))), *bodies, class_="validation"
-    )
+            drawn = dumbbell(told, change.start, change.final) if _is_share(change.start, change.final) else None
+            sign = "better" if change.delta > 0 else "worse" if change.delta < 0 else "same"
+            cells.append(tag("td", fixed(change.final), class_="final"))
+            cells.append(tag("td", signed(change.delta), class_=sign))
+            cells.append(tag("td", drawn, class_="drawn"))
+        rows.append(tag("tr", tag("th", title, scope="row"), *cells, data_metric=f"validation/{mode}/{name}"))
+    return tag("tbody", *rows)
 
 
 def _is_share(*values: float) -> bool:
@@ -163,7 +169,7 @@ def _is_share(*values: float) -> bool:
 def _tiles(stage: StageSummary, bound: float | None) -> Markup:
     tiles: list[tuple[str, str, str]] = [("Run time", duration(stage.run_time_s), "steps and validations")]
     if stage.mismatch_max is not None:
-        gate = "" if bound is None else f"gate at {number(bound)}"
+        gate = "" if bound is None else f"gate at {limit(bound)}"
         tiles.append(("Largest mismatch", number(stage.mismatch_max), gate or "of a token's logprob"))
     if stage.samples_per_s is not None:
         tiles.append(("Answers per second", number(stage.samples_per_s), "over the whole step"))
@@ -235,8 +241,8 @@ def _mismatch_figure(names: Sequence[str], records: Sequence[StepMetrics], bound
     """|rollout logprob − learner logprob|: the largest and the mean of a step, by decades, under the gate."""
     colors = {"mismatch/max": "red", "mismatch/mean": "slate"}
     lines = [Line(name.removeprefix("mismatch/"), colors.get(name, "teal"), series(records, name)) for name in names]
-    limit = Bound(f"gate {number(bound)}", bound) if bound else None
-    chart = line_chart("Logprob mismatch between sampler and learner", lines, steps_of(records), log=True, bound=limit)
+    gate = Bound(f"gate {limit(bound)}", bound) if bound else None
+    chart = line_chart("Logprob mismatch between sampler and learner", lines, steps_of(records), log=True, bound=gate)
     return _figure("Mismatch", "|Δ logprob|, log scale", " ".join(names), chart, _legend(lines))
 
 
@@ -274,13 +280,7 @@ def _phase_table(stage: StageSummary, colors: Mapping[str, str]) -> Markup:
                 data_metric=f"time/{name}",
             )
         )
-    heads = ("phase", "mean", "total", "share")
-    return tag(
-        "table",
-        tag("thead", tag("tr", *(tag("th", head, scope="col") for head in heads))),
-        tag("tbody", *rows),
-        class_="figures",
-    )
+    return table(("phase", "mean", "total", "share"), tag("tbody", *rows))
 
 
 def memory(stage: StageSummary) -> Markup | None:
@@ -298,13 +298,7 @@ def memory(stage: StageSummary) -> Markup | None:
         )
         for actor, mib in stage.peak_memory_mib.items()
     ]
-    heads = ("actor", "peak MiB", "")
-    return tag(
-        "table",
-        tag("thead", tag("tr", *(tag("th", head, scope="col") for head in heads))),
-        tag("tbody", *rows),
-        class_="figures",
-    )
+    return table(("actor", "peak MiB", ""), tag("tbody", *rows))
 
 
 def losses(stage: StageSummary) -> Markup | None:
@@ -316,10 +310,14 @@ def losses(stage: StageSummary) -> Markup | None:
         for name, count in stage.lost.items()
     ]
     by_count = sorted(stage.failure_reasons.items(), key=lambda item: -item[1])
-    reasons = [tag("tr", tag("th", reason, scope="row"), tag("td", f"{count:,}")) for reason, count in by_count]
-    heads = tag("thead", tag("tr", tag("th", "reason", scope="col"), tag("th", "count", scope="col")))
-    table = tag("table", heads, tag("tbody", *reasons), class_="figures") if reasons else None
-    return join((tag("table", tag("tbody", *counts), class_="figures"), table))
+    reasons = [tag("tr", tag("th", reason, scope="row"), tag("td", f"{count:,}")) for reason, count in by_count[:REASONS]]
+    if len(by_count) > REASONS:
+        rest = sum(count for _, count in by_count[REASONS:])
+        reasons.append(
+            tag("tr", tag("th", f"{len(by_count) - REASONS:,} other reasons", scope="row"), tag("td", f"{rest:,}"))
+        )
+    why = table(("reason", "count"), tag("tbody", *reasons)) if reasons else None
+    return join((tag("table", tag("tbody", *counts), class_="figures"), why))
 
 
 def configuration(text: str | None) -> Markup:
