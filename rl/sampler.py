@@ -234,7 +234,7 @@ class VllmSampler:
         try:
             (loaded,) = self._engine.collective_rpc("receive_weights", args=(iter(tensors),))
         except Exception as error:
-            self._broken = f"loading version {version} failed: {type(error).__name__}: {error}"
+            self._broken = f"loading version {version} failed: {error}"
             raise WeightsError(f"version {version} did not load, the sampler stays at {self._version}: {error}") from error
         if loaded.missing:
             self._broken = f"version {version} came without {len(loaded.missing)} weights"

@@ -34,8 +34,8 @@ class WeightReceiver:
     def receive_weights(self, tensors: NamedTensors) -> Loaded:
         """Replace all weights by `tensors`, which have Hugging Face names; they are consumed as they come.
 
-        Raises whatever the iterator or vLLM's loader raises; the model is then left usable in shape, but a mix of old and
-        new weights, and must not be sampled from until a load succeeds.
+        Raises RuntimeError, naming the last tensor, when the iterator or vLLM's loader raises; the model is then sound in
+        shape but a mix of old and new weights, and must not be sampled from until a load succeeds.
         """
         runner = self.model_runner
         model = runner.get_model()
@@ -45,6 +45,8 @@ class WeightReceiver:
             initialize_layerwise_reload(model)
             try:
                 loaded = model.load_weights(_with_tied_head(passing, self._ties_embeddings()))
+            except Exception as error:
+                raise RuntimeError(f"{type(error).__name__} after tensor {passing.last!r}: {error}") from error
             finally:  # or layers stay without storage, and not even a later load finds its way
                 finalize_layerwise_reload(model, runner.model_config)
         runner.reset_lora_state()

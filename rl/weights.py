@@ -48,9 +48,11 @@ class Checksummed:
         self._sum = 0
         self.count = 0
         self.bytes = 0
+        self.last: str | None = None
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self._tensors:
+            self.last = name
             raw = _raw_bytes(tensor)
             digest = xxhash.xxh3_128(f"{name}|{_dtype_name(tensor)}|{tuple(tensor.shape)}|".encode())
             digest.update(raw.data)

@@ -1,0 +1,96 @@
+"""A real vLLM engine in the test's own process, and the Hugging Face forward that it is compared with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.sample import Sample
+from rl.prompting import PromptEncoder
+from rl.records import Rollout, RolloutFailure
+from rl.sampler_config import SamplerConfig, sampler_env
+
+os.environ.update(sampler_env("cpu", "."))
+
+import torch._dynamo
+
+# Another test may have imported it before TORCHDYNAMO_DISABLE was set.
+torch._dynamo.config.disable = True
+
+from rl.sampler import VllmSampler  # noqa: E402
+
+UNIT = 28 * 28
+
+
+def sampler_config(model_dir: Path, **changes: Any) -> SamplerConfig:
+    """Pixel limits narrower than the tiny processor's own, so that forgetting to hand them on shows."""
+    settings: dict[str, Any] = {
+        "model": str(model_dir),
+        "dtype": "float32",
+        "max_model_len": 128,
+        "max_images": 2,
+        "min_pixels": 2 * UNIT,
+        "max_pixels": 10 * UNIT,
+        "kv_cache_bytes": 32 << 20,
+        "max_num_seqs": 32,
+        "enforce_eager": True,
+    }
+    return SamplerConfig(**{**settings, **changes})
+
+
+@contextmanager
+def running_sampler(config: SamplerConfig) -> Iterator[VllmSampler]:
+    set_num_threads = torch.set_num_threads  # vLLM's CPU worker replaces it for the whole process
+    sampler = VllmSampler(config)
+    try:
+        yield sampler
+    finally:
+        sampler.close()
+        torch.set_num_threads = set_num_threads
+
+
+def rollouts_of(groups: Sequence[Sequence[Rollout | RolloutFailure]]) -> list[Rollout]:
+    """All rollouts; a failure fails the test with its reason."""
+    flat = [rollout for group in groups for rollout in group]
+    assert all(isinstance(rollout, Rollout) for rollout in flat), [r for r in flat if isinstance(r, RolloutFailure)]
+    return [rollout for rollout in flat if isinstance(rollout, Rollout)]
+
+
+@torch.no_grad()
+def answer_logits(model: nn.Module, encoder: PromptEncoder, sample: Sample, tokens: Sequence[int]) -> Tensor:
+    """[R, V] logits that predict each answer token: one plain forward of prompt and answer."""
+    prompt = encoder.encode(sample)
+    input_ids = torch.cat([prompt.input_ids, torch.tensor(tokens, dtype=torch.long)])[None]
+    types = torch.cat([prompt.mm_token_type_ids, torch.zeros(len(tokens), dtype=torch.long)])[None]
+    logits: Tensor = model(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        mm_token_type_ids=types,
+        pixel_values=prompt.pixel_values,
+        image_grid_thw=prompt.image_grid_thw,
+    ).logits[0]
+    return logits[len(prompt.input_ids) - 1 : len(input_ids[0]) - 1].float()
+
+
+def largest_mismatch(
+    model: nn.Module,
+    encoder: PromptEncoder,
+    samples: Sequence[Sample],
+    groups: Sequence[Sequence[Rollout | RolloutFailure]],
+    temperature: float = 1.0,
+) -> float:
+    """max |Δ logprob| between the sampler and softmax(logits / temperature) with the banned ids at −inf."""
+    by_id = {sample.id: sample for sample in samples}
+    worst = 0.0
+    for rollout in rollouts_of(groups):
+        logits = answer_logits(model, encoder, by_id[rollout.prompt_id], rollout.tokens) / temperature
+        logits[:, list(encoder.banned_token_ids)] = -torch.inf
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(rollout.tokens)[:, None])[:, 0]
+        worst = max(worst, float((expected - torch.tensor(rollout.logprobs)).abs().max()))
+    return worst
