@@ -207,10 +207,8 @@ def _aspect(selection: Selection) -> float:
 def gallery(pairs: Sequence[Pair], images: Images | None, steps: tuple[int, int]) -> Markup:
     """The section's content: what is shown and by which rule, the legend, the cards."""
     selection = select(pairs)
-    kinds = ("improved", "unchanged", "worse")
-    counts = ", ".join(
-        f"{chosen} of {total} {kind}" for chosen, total, kind in zip(selection.chosen, selection.total, kinds, strict=True)
-    )
+    counted = zip(selection.chosen, selection.total, ("improved", "unchanged", "worse"), strict=True)
+    counts = ", ".join(f"{chosen} of {total:,} {kind}" for chosen, total, kind in counted if total)
     rule = (
         f"Greedy answers at step {steps[0]:,} and step {steps[1]:,}: {counts} (IoU moved by {CHANGED:g} or more). "
         "Chosen by rule, not by eye: each kind in proportion, at least one, at evenly spaced ranks of the change."

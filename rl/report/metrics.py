@@ -5,7 +5,7 @@ A metric that is not listed is drawn all the same, under its own name, in the gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -66,9 +66,15 @@ VALIDATION_TITLES: Mapping[str, str] = {
     "mean_iou": "Mean IoU",
     "acc@0.5": "ACC@0.5",
     "acc@0.75": "ACC@0.75",
-    "format_rate": "Format",
     "picks_target": "Picks target",
+    "format_rate": "Format",
+    "parse_rate": "Box can be read",
+    "reward": "Reward",
+    "samples": "Samples",
+    "failures": "Samples lost",
 }
+# Counts stand in the table only.
+VALIDATION_COUNTS = ("samples", "failures")
 LOST_TITLES: Mapping[str, str] = {
     "rollout/failures": "answers not sampled",
     "reward/failures": "answers not judged",
@@ -89,6 +95,12 @@ PHASE_COLORS: Mapping[str, str] = {
     "publish": "gold",
     "other": "slate",
 }
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Validation metrics as VALIDATION_TITLES orders them, others after."""
+    rank = {name: index for index, name in enumerate(VALIDATION_TITLES)}
+    return sorted(metrics, key=lambda name: rank.get(name, len(rank)))
 
 
 def view_of(name: str) -> MetricView:

@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 from rl.environment import Environment
 from rl.report.charts import Bound, Line, dumbbell, histogram, line_chart, stacked_bars
 from rl.report.markup import Child, Markup, duration, fixed, join, number, signed, tag
-from rl.report.metrics import LOST_TITLES, MODE_COLORS, PHASE_COLORS, VALIDATION_TITLES, GroupView, grouped, view_of
+from rl.report.metrics import (
+    LOST_TITLES,
+    MODE_COLORS,
+    PHASE_COLORS,
+    VALIDATION_COUNTS,
+    VALIDATION_TITLES,
+    GroupView,
+    grouped,
+    in_order,
+    view_of,
+)
 from rl.runlog import StepMetrics
 from rl.summary import (
     BETWEEN_STEPS,
@@ -114,7 +124,7 @@ def _hero(stage: StageSummary, pairs: Sequence[Pair]) -> Markup | None:
         "div",
         tag("h2", "Mean IoU on held-out scenes"),
         tag("p", first, tag("span", "→", class_="arrow"), tag("span", fixed(change.final), class_="to"), class_="big"),
-        tag("p", tag("b", f"{signed(change.delta)}{interval}"), class_=f"gain {'better' if change.delta > 0 else 'worse'}"),
+        tag("p", tag("b", f"{signed(change.delta)}{interval}"), class_=f"gain {_sign(change.delta)}"),
         tag("p", f"Greedy, step {greedy.start_step:,} to {greedy.final_step:,}.{sample}", class_="lead"),
         _spread_of_iou(pairs, paired) if paired else None,
         class_="hero",
@@ -139,7 +149,8 @@ def _spread_of_iou(pairs: Sequence[Pair], paired: Paired) -> Markup:
 def _validation_table(stage: StageSummary) -> Markup | None:
     if not stage.validation:
         return None
-    heads = ("", "start", "final", "change", "")
+    once = all(validation.start_step == validation.final_step for validation in stage.validation.values())
+    heads = ("", "start") if once else ("", "start", "final", "change", "")
     bodies = [_validation_rows(mode, validation) for mode, validation in stage.validation.items()]
     return table(heads, *bodies, class_="validation")
 
@@ -148,18 +159,23 @@ def _validation_rows(mode: str, validation: Validation) -> Markup:
     once = validation.start_step == validation.final_step
     when = f"step {validation.start_step:,}" if once else f"step {validation.start_step:,} → {validation.final_step:,}"
     rows = [tag("tr", tag("th", f"{mode}, {when}", colspan=5, scope="rowgroup"), class_="mode")]
-    for name, change in validation.metrics.items():
-        title = VALIDATION_TITLES.get(name, name)
-        cells = [tag("td", fixed(change.start))]
+    for name in in_order(validation.metrics):
+        title, change = VALIDATION_TITLES.get(name, name), validation.metrics[name]
+        digits = 0 if name in VALIDATION_COUNTS else 3
+        cells = [tag("td", fixed(change.start, digits))]
         if not once:
             told = f"{title}, {mode}: {fixed(change.start)} to {fixed(change.final)}"
-            drawn = dumbbell(told, change.start, change.final) if _is_share(change.start, change.final) else None
-            sign = "better" if change.delta > 0 else "worse" if change.delta < 0 else "same"
-            cells.append(tag("td", fixed(change.final), class_="final"))
-            cells.append(tag("td", signed(change.delta), class_=sign))
+            drawn = dumbbell(told, change.start, change.final) if digits and _is_share(change.start, change.final) else None
+            sign = _sign(change.delta)
+            cells.append(tag("td", fixed(change.final, digits), class_="final"))
+            cells.append(tag("td", signed(change.delta, digits), class_=sign if digits else "same"))
             cells.append(tag("td", drawn, class_="drawn"))
         rows.append(tag("tr", tag("th", title, scope="row"), *cells, data_metric=f"validation/{mode}/{name}"))
     return tag("tbody", *rows)
+
+
+def _sign(delta: float) -> str:
+    return "better" if delta > 0 else "worse" if delta < 0 else "same"
 
 
 def _is_share(*values: float) -> bool:
@@ -206,7 +222,7 @@ def validation_curves(records: Sequence[StepMetrics]) -> Markup | None:
     names = metric_names(records, "validation/")
     metrics = dict.fromkeys(name.split("/", 2)[2] for name in names if name.count("/") >= 2)
     figures = []
-    for metric in metrics:
+    for metric in in_order(metric for metric in metrics if metric not in VALIDATION_COUNTS):
         full = [name for name in names if name.split("/", 2)[2:] == [metric]]
         lines = [Line(mode := name.split("/")[1], MODE_COLORS.get(mode, "teal"), series(records, name)) for name in full]
         title = VALIDATION_TITLES.get(metric, metric)

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rl import tracking
 from rl.console import ConsoleSink, step_line
+from rl.environment import PACKAGES, ROOT
 from rl.runlog import StepMetrics, ValidationRecord, cut_after, read_metrics, read_validation, validation_steps
 from rl.tracking import RunContext, Tracker, check_sinks, open_tracker, peak_memory_mib
 
@@ -217,9 +220,13 @@ def test_peak_memory_rises_with_an_allocation() -> None:
 
 
 def test_the_packages_of_the_environment_are_pinned_ones_or_optional() -> None:
-    from rl.environment import PACKAGES, ROOT
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = str([project["dependencies"], project["optional-dependencies"]])
     unasked = [name for name in PACKAGES if name not in asked and name not in {"sightline", "tokenizers"}]
     assert unasked == []
+
+
+def test_the_run_log_tracker_and_report_import_neither_torch_nor_ray() -> None:
+    code = "import sys, rl.tracking, rl.summary, rl.report; print({'torch', 'ray', 'vllm', 'verl'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "set()"
