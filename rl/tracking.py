@@ -160,7 +160,10 @@ class Tracker:
         self._last: tuple[str, int] | None = None
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float], failures: Mapping[str, int] | None = None) -> None:
-        """Record one step, once; `failures` counts its lost answers by reason. Raises ValueError when `step` does not come after the stage's last."""
+        """Record one step, once; `failures` counts its lost answers by reason.
+
+        Raises ValueError when `step` does not come after the stage's last.
+        """
         if self._last is not None and self._last[0] == stage and step <= self._last[1]:
             raise ValueError(
                 f"{stage} step {step} was logged after step {self._last[1]}; log a step once, all metrics together"
