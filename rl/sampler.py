@@ -256,18 +256,12 @@ class VllmSampler:
         if not self.config.max_lora_rank:
             raise ValueError("this sampler takes no adapters; build it with max_lora_rank >= the adapter's rank")
         passing = Checksummed(tensors)
-        folder = self._adapters / f"v{version}"
-        folder.mkdir(exist_ok=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in passing}, folder / "adapter_model.safetensors"
-        )
-        (folder / "adapter_config.json").write_text(json.dumps(dict(adapter_config), default=_plain))
         try:
-            self._engine.llm_engine.add_lora(LoRARequest("policy", 1, str(folder), load_inplace=True))
+            with tempfile.TemporaryDirectory(dir=self._adapters) as folder:
+                _write_adapter(passing, adapter_config, Path(folder))
+                self._engine.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
         except Exception as error:
             raise WeightsError(f"adapter {version} did not load, the sampler stays at {self._version}: {error}") from error
-        finally:
-            shutil.rmtree(folder)
         self._reset_caches()
         # Never read again, as the adapter stays loaded; the path only has to be one.
         self._adapter, self._version = LoRARequest("policy", 1, str(self._adapters)), version
@@ -276,7 +270,8 @@ class VllmSampler:
     def _reset_caches(self) -> None:
         """Keys, values and image embeddings of the old weights."""
         if not self._engine.reset_prefix_cache():
-            raise WeightsError("vLLM kept its prefix cache: a request is still running")
+            self._broken = "vLLM kept the old weights' prefix cache: a request was still running"
+            raise WeightsError(self._broken)
         self._engine.llm_engine.reset_encoder_cache()
 
     def close(self) -> None:
@@ -322,6 +317,13 @@ def _check(sampling: Sampling) -> None:
 
 def _failures(sample: Sample, n: int, reason: str) -> list[Rollout | RolloutFailure]:
     return [RolloutFailure(sample.id, reason) for _ in range(n)]
+
+
+def _write_adapter(tensors: Iterable[tuple[str, torch.Tensor]], config: Mapping[str, Any], folder: Path) -> None:
+    """The two files of a PEFT adapter."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors}
+    save_file(weights, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(dict(config), default=_plain))
 
 
 def _plain(value: Any) -> Any:
