@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ from safetensors.torch import save_file
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
+from vllm.platforms import current_platform
 
 from data.sample import Sample
 from rl.prompting import PromptEncoder
@@ -34,8 +36,12 @@ from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import SamplerConfig
 from rl.weights import Checksummed
 
+logger = logging.getLogger(__name__)
+
 # vLLM raises a smaller non-zero temperature to this one without saying so.
 MIN_TEMPERATURE = 0.01
+# Prompt tokens a step on CPU; as many as vLLM's own default there.
+CPU_BATCHED_TOKENS = 4096
 
 
 class PromptMismatchError(RuntimeError):
@@ -48,13 +54,18 @@ class WeightsError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class SamplerCounts:
-    """Totals since the sampler was built. `prompt_tokens` counts a prompt once, however many completions it got."""
+    """Totals since the sampler was built.
+
+    `prompt_tokens` counts a prompt once, however many completions it got; `engine_errors` the batches that vLLM failed on
+    and that were run again prompt by prompt.
+    """
 
     prompts: int = 0
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     completion_tokens: int = 0
     failures: int = 0
+    engine_errors: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: SamplerCounts) -> SamplerCounts:
@@ -163,8 +174,11 @@ class VllmSampler:
         try:
             return list(self._engine_generate(requests))
         except Exception as error:  # whatever one request does to the engine, the others must not pay for it
+            self._counts += SamplerCounts(engine_errors=1)
+            reason = f"vLLM failed: {type(error).__name__}: {error}"
             if len(requests) == 1:
-                return [f"vLLM failed: {type(error).__name__}: {error}"]
+                return [reason]
+            logger.warning("%s; its %d prompts are run again one by one", reason, len(requests))
         return [output for request in requests for output in self._run([request])]
 
     def _engine_generate(self, requests: Sequence[_Request]) -> list[RequestOutput]:
@@ -281,9 +295,14 @@ class VllmSampler:
 
 
 def _build_engine(config: SamplerConfig, encoder: PromptEncoder) -> LLM:
-    lora: dict[str, Any] = {}
+    logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)  # a thousand lines of tensors an error
+    special: dict[str, Any] = {}
     if config.max_lora_rank:
-        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": config.max_lora_rank}
+        special |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": config.max_lora_rank}
+    if current_platform.is_cpu():
+        # A prompt prefilled in pieces makes vLLM rewind the request's generator, which CPU generators cannot.
+        batched_tokens = max(CPU_BATCHED_TOKENS, config.max_model_len)
+        special |= {"enable_chunked_prefill": False, "max_num_batched_tokens": batched_tokens}
     return LLM(
         model=config.model,
         dtype=config.dtype,  # type: ignore[arg-type]
@@ -300,7 +319,8 @@ def _build_engine(config: SamplerConfig, encoder: PromptEncoder) -> LLM:
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
         worker_extension_cls="rl.sampler_weights.WeightReceiver",
-        **lora,
+        use_tqdm_on_load=False,
+        **special,
     )
 
 

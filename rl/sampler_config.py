@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,14 +39,14 @@ def sampler_env(device: Device, model: str) -> dict[str, str]:
     """Environment variables that must be set before vLLM is imported: a Ray actor's runtime_env, or this process's own.
 
     One process a sampler (no engine subprocess: on CPU each costs 2 GiB and seconds). A model folder on disk needs no hub.
-    On CPU vLLM warns at every step about threads it pinned itself, hence the log level.
+    On CPU vLLM warns at every step about threads it pinned itself, hence the log level; a VLLM_LOGGING_LEVEL of the user's
+    own wins.
     """
     env = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR" if device == "cpu" else "WARNING",
-        "VLLM_CONFIGURE_LOGGING": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR" if device == "cpu" else "WARNING"),
     }
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"

@@ -38,7 +38,7 @@ def sampler_config(model_dir: Path, **changes: Any) -> SamplerConfig:
         "min_pixels": 2 * UNIT,
         "max_pixels": 10 * UNIT,
         "kv_cache_bytes": 32 << 20,
-        "max_num_seqs": 32,
+        "max_num_seqs": 128,
         "enforce_eager": True,
     }
     return SamplerConfig(**{**settings, **changes})

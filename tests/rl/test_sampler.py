@@ -257,6 +257,7 @@ def test_an_engine_error_costs_only_the_prompt_that_causes_it(
         return execute(scheduled, *args, **kwargs)
 
     monkeypatch.setattr(runner, "execute_model", faulty)
+    errors_before = sampler.counts.engine_errors
     mixed = sampler.generate(tiny_samples, SAMPLING)
     for place, group in enumerate(mixed):
         if place == 2:
@@ -265,6 +266,7 @@ def test_an_engine_error_costs_only_the_prompt_that_causes_it(
             }
         else:
             assert [rollout.tokens for rollout in rollouts_of([group])] == [r.tokens for r in rollouts_of([good[place]])]
+    assert sampler.counts.engine_errors == errors_before + 2  # the batch, then the culprit alone
     monkeypatch.undo()
     assert [r.tokens for r in rollouts_of(sampler.generate(tiny_samples, SAMPLING))] == [r.tokens for r in rollouts_of(good)]
 
@@ -275,6 +277,18 @@ def test_prompts_that_differ_from_the_processors_stop_the_run(
     monkeypatch.setattr(sampler.encoder.processor.image_processor, "size", {"shortest_edge": 784, "longest_edge": 4 * 784})
     with pytest.raises(PromptMismatchError, match="tiny-3"):
         sampler.generate([tiny_samples[3]], SAMPLING)
+
+
+def test_more_prompts_than_fit_into_one_step_need_no_second_try(
+    sampler: VllmSampler, base: nn.Module, tiny_samples: list[Sample]
+) -> None:
+    sampling = replace(SAMPLING, n=32, max_tokens=2)
+    batched = sum(sampler.encoder.prompt_length(sample) for sample in tiny_samples) * sampling.n
+    assert batched > sampler._engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    before = sampler.counts.engine_errors
+    groups = sampler.generate(tiny_samples, sampling)
+    assert sampler.counts.engine_errors == before
+    assert largest_mismatch(base, sampler.encoder, tiny_samples, groups) <= BOUND
 
 
 # ── the rest ─────────────────────────────────────────────────────────────────────────────────────────────────────────
