@@ -2,14 +2,17 @@
 
     <think> The mug's handle points left … </think><answer>[12, 40, 118, 96]</answer>
 
-The grammar, whole:
+The grammar of the whole text, after strip:
 
-    number   optional sign, ASCII digits, optionally a point and more digits: 12, -3, +4.50. No exponent, no `.5`, no `nan`
-    box      [number, number, number, number], any whitespace between; x2 > x1 and y2 > y1; every number finite as a float
-    answer   `<answer>` box `</answer>`, any whitespace around the box; one `<answer>` and one `</answer>` in the whole text
+    text     [ think ] answer                any whitespace between, nothing else outside of the tags
+    think    <think> anything </think>       optional here, because two recipes share the parser: rewards.format asks for it
+    answer   <answer> box </answer>          any whitespace around the box
+    box      [number, number, number, number], any whitespace between; x2 > x1, y2 > y1; every number finite as a float
+    number   optional sign, ASCII digits, optionally a point and more digits: 12, -3, +4.50; no exponent, no `.5`, no `nan`
 
-Nothing is searched for, repaired or guessed. The first of several answers, an unclosed answer, a box with words around it:
-each is refused under its own reason (`AnswerFault`), so that logs can count what a policy gets wrong.
+Each tag occurs at most once in the whole text, inside the thought too. Nothing is searched for, repaired or guessed: the
+first of several answers, an unclosed answer, a box with words around it are each refused under a reason of their own
+(`AnswerFault`), so that logs can count what a policy gets wrong.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from enum import StrEnum
 from data.box import Box, Frame
 
 _NUMBER = r"[+-]?[0-9]+(?:\.[0-9]+)?"
+_TEXT = re.compile(r"(?:<think>(.*?)</think>\s*)?<answer>(.*?)</answer>", re.DOTALL)
 _BOX = re.compile(rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]")
 
 
@@ -30,6 +34,7 @@ class AnswerFault(StrEnum):
     NO_ANSWER = "no_answer"
     SEVERAL_ANSWERS = "several_answers"
     BROKEN_TAGS = "broken_tags"
+    TEXT_OUTSIDE = "text_outside"
     NOT_A_BOX = "not_a_box"
     NOT_FINITE = "not_finite"
     EMPTY_BOX = "empty_box"
@@ -43,34 +48,39 @@ class AnswerError(ValueError):
         self.fault = fault
 
 
-def element(text: str, tag: str) -> tuple[int, int, str] | None:
-    """The text's one `<tag>…</tag>` as (start, end, content); None unless each of the two tags occurs once, in order."""
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    if text.count(opening) != 1 or text.count(closing) != 1:
-        return None
-    start, stop = text.index(opening), text.index(closing)
-    if stop < start:
-        return None
-    return start, stop + len(closing), text[start + len(opening) : stop]
+def split(text: str, *, think_in_prompt: bool = False) -> tuple[str | None, str]:
+    """The contents of the thought (None without one) and of the answer. Raises AnswerError.
+
+    `think_in_prompt`: the chat template has opened `<think>` itself (Qwen3-VL-Thinking's does), so the text starts inside.
+    """
+    whole = ("<think>" + text if think_in_prompt else text).strip()
+    opened, closed = whole.count("<answer>"), whole.count("</answer>")
+    if opened == closed == 0:
+        raise AnswerError(AnswerFault.NO_ANSWER, "the text has no <answer>")
+    if opened > 1 or closed > 1:
+        raise AnswerError(AnswerFault.SEVERAL_ANSWERS, f"{opened} <answer> and {closed} </answer>, expected one of each")
+    order = [whole.find(tag) for tag in ("<think>", "</think>", "<answer>", "</answer>")]
+    thoughts = (whole.count("<think>"), whole.count("</think>"))
+    if opened != closed or thoughts not in ((0, 0), (1, 1)) or order != sorted(order):
+        raise AnswerError(
+            AnswerFault.BROKEN_TAGS, "tags do not pair up, or not in the order <think> </think> <answer> </answer>"
+        )
+    # Every tag occurs once and in order, so the lazy quantifiers have one place to stop: no backtracking.
+    matched = _TEXT.fullmatch(whole)
+    if matched is None:
+        raise AnswerError(AnswerFault.TEXT_OUTSIDE, "something stands outside of the tags")
+    return matched[1], matched[2]
 
 
-def parse_answer(text: str, frame: Frame) -> Box:
+def parse_answer(text: str, frame: Frame, *, think_in_prompt: bool = False) -> Box:
     """The box of the text's only answer, read in `frame`; it may leave the frame, clip it before scoring.
 
     >>> parse_answer("<answer>[12, 40, 118.5, 96]</answer>", Frame.thousandths()).corners
     (12.0, 40.0, 118.5, 96.0)
 
-    Raises AnswerError with its fault. What stands outside the answer is not this function's business: see rewards.format.
+    Raises AnswerError with its fault. `think_in_prompt`: see split.
     """
-    found = element(text, "answer")
-    if found is None:
-        opened, closed = text.count("<answer>"), text.count("</answer>")
-        if opened == 0 and closed == 0:
-            raise AnswerError(AnswerFault.NO_ANSWER, "the text has no <answer>")
-        if opened > 1 or closed > 1:
-            raise AnswerError(AnswerFault.SEVERAL_ANSWERS, f"{opened} <answer> and {closed} </answer>, expected one of each")
-        raise AnswerError(AnswerFault.BROKEN_TAGS, "<answer> and </answer> do not pair up")
-    return parse_box(found[2], frame)
+    return parse_box(split(text, think_in_prompt=think_in_prompt)[1], frame)
 
 
 def parse_box(content: str, frame: Frame) -> Box:
