@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from cluster.config import ClusterConfig
 from rewards.config import RewardConfig
+from rl.tracking import check_sinks
 
 STAGES = ("sft", "grpo")
 # verl's names, for the algorithms that need one reward an answer and no critic.
@@ -279,8 +280,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         try:
             merged = OmegaConf.merge(merged, node)
         except OmegaConfBaseException as error:
-            first_line = str(error.msg if hasattr(error, "msg") else error).splitlines()[0]
-            raise ConfigError(f"{source}: `{error.full_key or ''}`: {first_line}") from error
+            key, reason = str(error.full_key or ""), str(error.msg or error).splitlines()[0]
+            raise ConfigError(f"{source}: `{key}`: {reason}") from error
     recipe = OmegaConf.to_object(_resolve_missing(merged))
     assert isinstance(recipe, Recipe)
     check_recipe(recipe)
@@ -329,11 +330,12 @@ def check_recipe(recipe: Recipe) -> None:
     ):
         if value < 1:
             raise ConfigError(f"`{key}` must be at least 1, got {value}")
-    for section in (recipe.reward, recipe.cluster):
-        try:
-            section.validate()
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    try:
+        recipe.reward.validate()
+        recipe.cluster.validate()
+        check_sinks(recipe.tracking.sinks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if "grpo" in recipe.stages:
         _check_grpo(recipe)
 

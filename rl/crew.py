@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def role_specs(recipe: Recipe, gpus: bool) -> list[RoleSpec]:
 def needs_reference(recipe: Recipe) -> bool:
     """A KL term is what a reference is for."""
     return "grpo" in recipe.stages and recipe.algorithm.kl_coefficient != 0
+
+
+def cpu_threads(ranks: int) -> dict[str, str]:
+    """Learner and reference never compute at the same time, so the ranks of one role share out the cores between them."""
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // ranks)), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Crew:
         return policy
 
     def _group(self, role: str) -> LearnerGroup:
-        env = {} if self.gpus else {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        env = {} if self.gpus else cpu_threads(len(self.placement[role]))
         return LearnerGroup(role, self.placement[role], self.recipe.learner, self.shipper, env, self.timeout)
 
     def _build(
@@ -94,5 +100,6 @@ class Crew:
 
     def peak_memory(self, policy: StagePolicy) -> dict[str, float]:
         """Peak host memory in MiB by actor."""
-        groups = [self.rollouts, policy.learner, *([policy.reference] if policy.reference else [])]
+        groups: list[RolloutGroup | LearnerGroup] = [self.rollouts, policy.learner]
+        groups += [policy.reference] if policy.reference is not None else []
         return {name: mib for group in groups for name, mib in group.peak_memory().items()}

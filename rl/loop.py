@@ -172,8 +172,8 @@ class GrpoLoop:
         if not gap.max() <= self.mismatch_bound:
             raise MismatchError(
                 f"sampler and learner disagree by {gap.max():.3g} in the logprob of a token "
-                f"(bound {self.mismatch_bound:g}): they do not compute the same policy. Compare rollout.dtype with learner.dtype, the model folders and the "
-                "pixel limits, or raise `mismatch_bound` if this much is expected of bfloat16."
+                f"(bound {self.mismatch_bound:g}): they do not compute the same policy. Compare rollout.dtype "
+                "with learner.dtype, the model folders and the pixel limits, or raise `mismatch_bound` if this much is expected of bfloat16."
             )
 
     def updates(self, batch: DataProto, step: int) -> list[tuple[DataProto, int]]:

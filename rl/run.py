@@ -7,9 +7,8 @@ at the end:       export ─► summary.json ─► report.html
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +17,7 @@ from data.prompts import focus_response, locus_response
 from data.sample import Sample
 from data.store import SampleStore
 from data.stream import PromptStream
+from rl import environment
 from rl.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rl.clock import PhaseClock
 from rl.config import ConfigError, Recipe, to_container, to_yaml
@@ -42,15 +42,6 @@ class StageLoop(Protocol):
     def step(self, step: int) -> StepReport: ...
 
 
-@dataclass
-class Outcome:
-    """What a finished run leaves: where, its last greedy validation by stage, and the reasons answers were lost for."""
-
-    run_dir: Path
-    validation: dict[str, dict[str, float]] = field(default_factory=dict)
-    failures: Counter[str] = field(default_factory=Counter)
-
-
 def open_run_dir(recipe: Recipe) -> Path:
     """`runs/<name>/<time>`, or the folder that is resumed."""
     if recipe.resume is not None:
@@ -68,19 +59,19 @@ class Run:
 
     def __init__(self, recipe: Recipe, run_dir: Path) -> None:
         self.recipe, self.run_dir = recipe, run_dir.resolve()
-        self.outcome = Outcome(self.run_dir)
         self.train = SampleStore(recipe.data.train, split="train")
         self.held_out = SampleStore(recipe.data.validation, split="validation")
         self.encoder = PromptEncoder.of(recipe.model)
         self.clock = PhaseClock()
 
-    def execute(self) -> Outcome:
+    def execute(self) -> None:
         """All stages; raises what went wrong, after everything it started has ended."""
         recipe = self.recipe
         resumed = latest_checkpoint(self.run_dir, recipe.stages) if recipe.resume is not None else None
         if resumed is not None:
             cut_after(self.run_dir, resumed.stage, resumed.step)
         write_atomically(self.run_dir / "config.yaml", to_yaml(recipe))
+        environment.record(self.run_dir)
         steps = {"sft": recipe.sft.steps, "grpo": recipe.grpo.steps}
         planned = {stage: steps[stage] for stage in recipe.stages}
         context = RunContext(self.run_dir, recipe.name, recipe.tracking.project, planned, to_container(recipe))
@@ -89,7 +80,6 @@ class Run:
             first = recipe.stages.index(resumed.stage) if resumed is not None else 0
             for stage in recipe.stages[first:]:
                 Stage(self, stage, crew, tracker).run(resumed if resumed is not None and resumed.stage == stage else None)
-        return self.outcome
 
     def validation_samples(self) -> list[Sample]:
         wanted = self.recipe.validation.samples or len(self.held_out)
@@ -160,14 +150,12 @@ class Stage:
         for step in range(done, self.steps):
             if self._finish_step(step + 1, self.loop.step(step)):
                 break
-        self.run_.outcome.failures.update()
         self.policy.learner.export(self.run_.run_dir / "export")
         self.policy.shutdown()
 
     def _finish_step(self, done: int, report: StepReport) -> bool:
         """Log a step, validate and save when it is time; True when the stage may end early."""
         metrics = report.metrics
-        self.run_.outcome.failures.update(report.failures)
         last = done == self.steps
         reached = False
         if last or _due(done, self.recipe.validation.every):
@@ -177,7 +165,7 @@ class Stage:
             reached = self._reached(metrics)
         if last or reached or _due(done, self.recipe.checkpoint.every):
             metrics = metrics | self._save(done)
-        self.tracker.log(self.stage, done, metrics)
+        self.tracker.log(self.stage, done, metrics, report.failures)
         return reached
 
     def _reached(self, metrics: Mapping[str, float]) -> bool:
@@ -208,7 +196,6 @@ class Stage:
                 records += result.records
         self.tracker.validation(self.stage, done, records)
         memory = {f"memory/{actor}_peak_mib": mib for actor, mib in self.crew.peak_memory(self.policy).items()}
-        self.run_.outcome.validation.setdefault(f"{self.stage}-{done}", {}).update(metrics)
         return metrics | memory | {"time/validate": self.run_.clock.lap()["time/validate"]}
 
 

@@ -40,14 +40,10 @@ class LearnerActor:
         start_from: Path | None,
     ) -> None:
         """Load the model; with `start_from`, then the policy that an earlier stage saved there."""
-        import torch
-
         from rl.learner import Learner
         from rl.objectives import GrpoObjective, LanguageModelObjective
         from rl.prompting import PromptEncoder
 
-        if not torch.cuda.is_available():
-            torch.set_num_threads(1)
         encoder = PromptEncoder.of(model)
         self.learner = Learner(model, config, optimizer, encoder, where, temperature)
         if start_from is not None:

@@ -45,7 +45,10 @@ class Engine(Protocol):
         """Clip, update at learning rate `lr`, clear gradients; returns the gradient norm before clipping. Collective."""
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(engine name, full tensor) of every parameter, one at a time, on every rank. Collective."""
+        """(engine name, full tensor in the compute dtype) of every parameter, gathered block by block. Collective.
+
+        A tied parameter comes once. Every rank must exhaust the iterator.
+        """
 
     def save(self, directory: Path) -> None:
         """Write this rank's shards of parameters and optimizer under `directory`. Collective."""

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from rl.config import LearnerConfig, ModelConfig, OptimizerConfig
@@ -32,12 +32,21 @@ from rl.policy import Policy, build_model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def join(where: Rendezvous) -> torch.device:
-    """Enter the process group of `where` and return this rank's device."""
+def join(where: Rendezvous) -> tuple[torch.device, bool]:
+    """Enter the process group of `where`: this rank's device, and whether the group was made here.
+
+    A group that exists (torchrun's, vLLM's in the same process) is used if it has the right size.
+    """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", where.local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    if dist.is_initialized():
+        if dist.get_world_size() != where.world_size:
+            raise ValueError(
+                f"this process is in a group of {dist.get_world_size()} ranks, the engine needs {where.world_size}"
+            )
+        return device, False
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if where.alone:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -51,7 +60,7 @@ def join(where: Rendezvous) -> torch.device:
             rank=where.rank,
             world_size=where.world_size,
         )
-    return device
+    return device, True
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -60,6 +69,15 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if type(module).__name__ in names:
             yield module
+
+
+def _own_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of a sharded module that no sharded module inside it holds: they are gathered together."""
+    for name, parameter in module.named_parameters(prefix, recurse=False):
+        yield name, parameter
+    for name, child in module.named_children():
+        if not isinstance(child, FSDPModule):
+            yield from _own_parameters(child, f"{prefix}.{name}".lstrip("."))
 
 
 class FsdpEngine:
@@ -74,7 +92,7 @@ class FsdpEngine:
         where: Rendezvous,
     ) -> None:
         self.where = where
-        self.device = join(where)
+        self.device, self._owns_group = join(where)
         built = build_model(model, torch.float32, with_weights=where.rank == 0)
         policy = Policy(built, banned)
         if optimizer is None:
@@ -129,9 +147,16 @@ class FsdpEngine:
         return float(norm)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.policy.named_parameters():
-            detached = parameter.detach()
-            yield name, detached.full_tensor() if isinstance(detached, DTensor) else detached
+        for prefix, module in self.policy.named_modules():
+            if not isinstance(module, FSDPModule):
+                continue
+            module.unshard()
+            # By identity: a tied weight has two names and one parameter.
+            own = {id(parameter): (name, parameter) for name, parameter in reversed(list(_own_parameters(module)))}
+            for name, parameter in reversed(own.values()):
+                # The gathered storage is freed below, while a consumer may still be filling its bucket.
+                yield f"{prefix}.{name}".lstrip("."), parameter.detach().clone()
+            module.reshard()
 
     def save(self, directory: Path) -> None:
         assert self.optimizer is not None
@@ -162,5 +187,5 @@ class FsdpEngine:
         return reduced
 
     def close(self) -> None:
-        if dist.is_initialized():
+        if self._owns_group:
             dist.destroy_process_group()
