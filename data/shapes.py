@@ -74,7 +74,8 @@ def outline(shape: str, box: Box) -> NDArray[np.float64]:
     """The polygon (corners, 2) of the shape, filling the box exactly."""
     points = np.asarray(_OUTLINES[shape], dtype=np.float64)
     points = (points - points.min(axis=0)) / np.ptp(points, axis=0)
-    return points * [box.x2 - box.x1, box.y2 - box.y1] + [box.x1, box.y1]
+    corners: NDArray[np.float64] = points * [box.x2 - box.x1, box.y2 - box.y1] + [box.x1, box.y1]
+    return corners
 
 
 def polygon_area(points: NDArray[np.float64]) -> float:
@@ -86,14 +87,14 @@ def polygon_area(points: NDArray[np.float64]) -> float:
 def _texture(pattern: str, x: NDArray[np.float64], y: NDArray[np.float64], period: float) -> NDArray[np.float64]:
     """Where the pattern is dark, 0 or 1, at pixel centres (x of shape (1, W), y of shape (H, 1))."""
     u, v = np.floor(2 * x / period), np.floor(2 * y / period)
+    dark: NDArray[np.float64] = np.zeros(np.broadcast_shapes(x.shape, y.shape))
     if pattern == "striped":
-        return (u + 0 * v) % 2
-    if pattern == "checkered":
-        return (u + v) % 2
-    if pattern == "dotted":
-        centre_x, centre_y = x % period - period / 2, y % period - period / 2
-        return (np.hypot(centre_x, centre_y) < 0.3 * period).astype(np.float64)
-    return np.zeros(np.broadcast_shapes(x.shape, y.shape))
+        dark += u % 2
+    elif pattern == "checkered":
+        dark += (u + v) % 2
+    elif pattern == "dotted":
+        dark += np.hypot(x % period - period / 2, y % period - period / 2) < 0.3 * period
+    return dark
 
 
 def paint(scene: NDArray[np.float32], painted: PaintedObject, rng: np.random.Generator) -> None:

@@ -51,6 +51,8 @@ class SceneSpec:
     patterns: tuple[str, ...] = PATTERNS
     # Least distance between two boxes, and between a box and the border.
     gap: int = 2
+    # Corners lie on multiples of this many pixels: a coarse grid makes a task that a tiny model learns sooner.
+    grid: int = 1
     jpeg_quality: int = 92
 
     def __post_init__(self) -> None:
@@ -87,20 +89,30 @@ def _background(spec: SceneSpec, photographs: tuple[Image.Image, ...], rng: np.r
 
 
 def _place(spec: SceneSpec, placed: list[Box], rng: np.random.Generator) -> Box | None:
-    """A random free box on whole pixels, or None when the scene is too full."""
+    """A random free box on the grid, or None when the scene is too full."""
     frame = Frame.original(spec.width, spec.height)
     for _ in range(_PLACING_ATTEMPTS):
         area = rng.uniform(*spec.area) * spec.width * spec.height
         aspect = math.exp(rng.uniform(math.log(spec.aspect[0]), math.log(spec.aspect[1])))
-        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        free_x, free_y = spec.width - 2 * spec.gap - width, spec.height - 2 * spec.gap - height
-        if width < 2 or height < 2 or free_x < 0 or free_y < 0:
+        width, height = _snap(math.sqrt(area * aspect), spec.grid), _snap(math.sqrt(area / aspect), spec.grid)
+        xs = range(_up(spec.gap, spec.grid), spec.width - spec.gap - width + 1, spec.grid)
+        ys = range(_up(spec.gap, spec.grid), spec.height - spec.gap - height + 1, spec.grid)
+        if width < 2 or height < 2 or not xs or not ys:
             continue
-        x, y = spec.gap + int(rng.integers(free_x + 1)), spec.gap + int(rng.integers(free_y + 1))
-        box = Box.from_xywh(x, y, width, height, frame)
+        box = Box.from_xywh(xs[rng.integers(len(xs))], ys[rng.integers(len(ys))], width, height, frame)
         if not any(_near(box, other, spec.gap) for other in placed):
             return box
     return None
+
+
+def _snap(length: float, grid: int) -> int:
+    """The nearest multiple of the grid."""
+    return round(length / grid) * grid
+
+
+def _up(length: int, grid: int) -> int:
+    """The next multiple of the grid."""
+    return math.ceil(length / grid) * grid
 
 
 def _near(a: Box, b: Box, gap: int) -> bool:
@@ -164,7 +176,9 @@ def _annotation(painted: PaintedObject, annotation_id: int, image_id: int) -> di
     }
 
 
-def _render_all(spec: SceneSpec, seed: int, split: Split, folder: Path, images: int, workers: int) -> Iterator[list[PaintedObject]]:
+def _render_all(
+    spec: SceneSpec, seed: int, split: Split, folder: Path, images: int, workers: int
+) -> Iterator[list[PaintedObject]]:
     write_image = partial(_write_image, spec=spec, seed=seed, split=split, folder=folder)
     if workers == 1:
         yield from map(write_image, range(images))
@@ -173,7 +187,9 @@ def _render_all(spec: SceneSpec, seed: int, split: Split, folder: Path, images: 
         yield from pool.map(write_image, range(images), chunksize=16)
 
 
-def write_coco(out: Path, images: int, seed: int, split: Split = "train", spec: SceneSpec | None = None, workers: int = 1) -> Path:
+def write_coco(
+    out: Path, images: int, seed: int, split: Split = "train", spec: SceneSpec | None = None, workers: int = 1
+) -> Path:
     """Write a data set under `out`; returns the annotation file. Boxes are [x, y, width, height] in pixels, as COCO's."""
     spec = spec or SceneSpec()
     folder, annotation_file = out / split, out / "annotations" / f"instances_{split}.json"
@@ -205,7 +221,9 @@ def main() -> None:
     parser.add_argument("--split", choices=get_args(Split), default="train", help="also decides which photographs are used")
     parser.add_argument("--size", type=int, nargs=2, default=(112, 112), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--objects", type=int, nargs=2, default=(2, 3), metavar=("LEAST", "MOST"), help="objects an image")
-    parser.add_argument("--area", type=float, nargs=2, default=(0.04, 0.20), metavar=("LEAST", "MOST"), help="share of the image")
+    parser.add_argument(
+        "--area", type=float, nargs=2, default=(0.04, 0.20), metavar=("LEAST", "MOST"), help="share of the image"
+    )
     parser.add_argument("--classes", type=int, default=1, help="shapes that one image shows")
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()

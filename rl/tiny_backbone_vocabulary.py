@@ -46,13 +46,30 @@ SENTENCES = (
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink", "white", "black", "brown", "gray")
 PATTERNS = ("plain", "striped", "dotted", "checkered", "shaded")
 SHAPES = ("disc", "square", "triangle", "diamond", "cross", "star", "ring", "hexagon", "heart", "pentagon")
-OTHER_WORDS = ("system", "user", "assistant", "Picture", "Video", "the", "is", "a", "it", "left", "right", "top", "bottom", "middle", "center")
+OTHER_WORDS = (
+    "system",
+    "user",
+    "assistant",
+    "Picture",
+    "Video",
+    "the",
+    "is",
+    "a",
+    "it",
+    "left",
+    "right",
+    "top",
+    "bottom",
+    "middle",
+    "center",
+)
 
 # Qwen2.5-VL-Instruct's template, video parts included.
 CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
     "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
     "{% else %}{% for content in message['content'] %}"
