@@ -92,6 +92,11 @@ def _is_id(value: object) -> bool:
     return type(value) is int and -_LARGEST_ID <= value <= _LARGEST_ID
 
 
+def _is_utf8(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and nothing can store."""
+    return text.encode(errors="ignore").decode() == text
+
+
 def _is_side(value: object) -> bool:
     return type(value) is int and 0 < value <= _LARGEST_SIDE
 
@@ -109,7 +114,7 @@ class _Images:
         if not (isinstance(record, dict) and _is_id(record.get("id")) and isinstance(record.get("file_name"), str)):
             self.malformed += 1
             return
-        if not (_is_side(record.get("width")) and _is_side(record.get("height"))):
+        if not (_is_side(record.get("width")) and _is_side(record.get("height")) and _is_utf8(record["file_name"])):
             self.malformed += 1
             return
         self.ids.append(record["id"])

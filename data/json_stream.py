@@ -122,8 +122,8 @@ class _Window:
             except (ValueError, RecursionError) as error:
                 raise self.error(str(error)) from error
             else:
-                # A number that touches the edge may go on behind it.
-                if end < len(self.text) or not self._grow(grow):
+                # A number near the edge may go on behind it: of "1.5e+3" the window may hold "1", "1." or "1.5e+".
+                if end + 2 < len(self.text) or not self._grow(grow):
                     self.at = end
                     return value
             grow *= 2
@@ -136,8 +136,10 @@ class _Window:
             more = self.file.read(characters)
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: not UTF-8 after character {self.dropped + len(self.text):,}: {error}") from error
-        self.ended = not more
+        if not more:
+            self.ended = True
+            return False
         self.dropped += self.at
         self.text = self.text[self.at :] + more
         self.at = 0
-        return not self.ended
+        return True

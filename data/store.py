@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 def sample_to_row(sample: Sample) -> dict[str, Any]:
     """A sample as one row of SCHEMA. Raises ValueError when its metadata is not JSON."""
     try:
-        metadata = json.dumps(dict(sample.metadata), sort_keys=True, ensure_ascii=False, allow_nan=False)
+        metadata = json.dumps(dict(sample.metadata), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"sample {sample.id}: metadata must be plain JSON values: {error}") from error
     images = [

@@ -101,7 +101,7 @@ class DatasetWriter:
         self._splits[split].write(table)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        (self.folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        (self.folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
