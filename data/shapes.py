@@ -24,7 +24,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "cyan": (50, 210, 225),
     "pink": (250, 135, 190),
 }
-PATTERNS = ("plain", "striped", "dotted", "checkered")
+PLAIN = "plain"
+PATTERNS = (PLAIN, "striped", "dotted", "checkered")
 
 
 def _regular(corners: int, turn: float = -0.25) -> list[tuple[float, float]]:

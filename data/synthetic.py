@@ -6,7 +6,8 @@
 
 An image shows objects of few classes (its category is the shape), so that each has distractors of its own class, which
 differ in colour and, if asked, in pattern. A plain COCO reader sees nothing unusual; what tells two objects of a class apart
-is in the extra annotation key "attributes": {"color": "red", "pattern": "plain"}.
+is in the extra annotation key "attributes": {"color": "red", "pattern": "striped", "place": "top left"}, in the order in
+which one says it ("a red striped top left star"); an object without a pattern has no such word.
 
 Image i depends on (seed, split, i) alone: same seed, same bytes, whatever the number of workers.
 """
@@ -29,7 +30,7 @@ from PIL import Image
 
 from data.box import Box, Frame
 from data.photos import Split, load_photographs
-from data.shapes import COLORS, PATTERNS, SHAPES, PaintedObject, outline, paint, polygon_area
+from data.shapes import COLORS, PATTERNS, PLAIN, SHAPES, PaintedObject, outline, paint, polygon_area
 
 # Image ids of the two splits do not meet, as COCO's do not: an id is enough to exclude an image.
 _FIRST_IMAGE_ID: dict[Split, int] = {"train": 1, "val": 500_000_001}
@@ -164,6 +165,7 @@ def _file_name(split: Split, index: int) -> str:
 def _annotation(painted: PaintedObject, annotation_id: int, image_id: int) -> dict[str, Any]:
     box = painted.box
     polygon = outline(painted.shape, box)
+    pattern = {"pattern": painted.pattern} if painted.pattern != PLAIN else {}
     return {
         "id": annotation_id,
         "image_id": image_id,
@@ -172,8 +174,15 @@ def _annotation(painted: PaintedObject, annotation_id: int, image_id: int) -> di
         "area": round(polygon_area(polygon), 2),
         "iscrowd": 0,
         "segmentation": [[round(float(value), 2) for value in polygon.ravel()]],
-        "attributes": {"color": painted.color, "pattern": painted.pattern},
+        "attributes": {"color": painted.color} | pattern | {"place": place(box)},
     }
+
+
+def place(box: Box) -> str:
+    """Where the middle of the box lies, in words of a 3 × 3 grid: "top left" … "middle center" … "bottom right"."""
+    x, y = box.center
+    row, column = int(3 * y / box.frame.height), int(3 * x / box.frame.width)
+    return f"{('top', 'middle', 'bottom')[row]} {('left', 'center', 'right')[column]}"
 
 
 def _render_all(

@@ -5,7 +5,7 @@
 It has its own tokenizer, chat template and processor and loads through the very classes that load Qwen2.5-VL-7B, in
 transformers and in vLLM. It differs from its big sister in size, and in three choices that let so small a model see:
 
-    rope_theta 10            at 1e4 the multimodal RoPE turns by too little for the few patches of a small image to differ
+    rope_theta 3             at 1e4 the multimodal RoPE turns by too little for the few patches of a small image to differ
     full vision attention    in every layer, since an image is smaller than one attention window
     tied embeddings          as the 3B: a quarter of the parameters would otherwise be the output table
 
@@ -41,16 +41,16 @@ MERGE_SIZE = 2
 class TinyShape:
     """The sizes of the model. Head dimensions are 32, the smallest that vLLM's CPU attention has."""
 
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
-    vision_hidden_size: int = 96
-    vision_intermediate_size: int = 256
+    hidden_size: int = 96
+    intermediate_size: int = 256
+    layers: int = 3
+    heads: int = 3
+    kv_heads: int = 1
+    vision_hidden_size: int = 64
+    vision_intermediate_size: int = 128
     vision_layers: int = 2
-    vision_heads: int = 3
-    rope_theta: float = 10.0
+    vision_heads: int = 2
+    rope_theta: float = 3.0
     mrope_section: tuple[int, int, int] = (4, 6, 6)
     initializer_range: float = 0.05
     min_pixels: int = 56 * 56

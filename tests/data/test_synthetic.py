@@ -13,7 +13,7 @@ from PIL import Image
 from data.box import Box, Frame
 from data.photos import PHOTOGRAPHS, load_photographs
 from data.shapes import COLORS, SHAPES, PaintedObject, outline, paint, polygon_area
-from data.synthetic import SceneSpec, render_scene, write_coco
+from data.synthetic import SceneSpec, place, render_scene, write_coco
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,24 @@ def test_every_object_has_distractors_of_its_class_in_other_colors(written: Path
         assert len({annotation["category_id"] for annotation in shown}) == 1
         colors = [annotation["attributes"]["color"] for annotation in shown]
         assert len(set(colors)) == len(colors)
+
+
+@pytest.mark.parametrize(
+    ("corners", "words"),
+    [((0, 0, 30, 30), "top left"), ((30, 30, 60, 60), "middle center"), ((70, 61, 88, 89), "bottom right")],
+)
+def test_place_is_said_in_thirds(corners: tuple[float, float, float, float], words: str) -> None:
+    assert place(Box(*corners, Frame.original(90, 90))) == words
+
+
+def test_attributes_name_what_can_be_seen() -> None:
+    spec = SceneSpec(patterns=("plain", "striped"))
+    image, objects = render_scene(spec, seed=0, split="train", index=0)
+    for painted in objects:
+        x, y = painted.box.center
+        pixel = np.asarray(image, dtype=np.float64)[int(y), int(x)]
+        distances = {color: np.linalg.norm(pixel / pixel.max() - np.array(rgb) / max(rgb)) for color, rgb in COLORS.items()}
+        assert min(distances, key=lambda color: distances[color]) == painted.color
 
 
 def test_boxes_of_a_scene_keep_their_distance() -> None:
