@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -34,6 +34,7 @@ from data.sample import Sample
 from rl.prompting import PromptEncoder
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import SamplerConfig
+from rl.sampler_weights import Loaded, spool
 from rl.weights import Checksummed
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class VllmSampler:
         """
         self._broken = f"loading version {version} was not finished"
         try:
-            (loaded,) = self._engine.collective_rpc("receive_weights", args=(iter(tensors),))
+            loaded = self._load_in_workers(tensors)
         except Exception as error:
             self._broken = f"loading version {version} failed: {error}"
             raise WeightsError(f"version {version} did not load, the sampler stays at {self._version}: {error}") from error
@@ -259,6 +260,21 @@ class VllmSampler:
         self._reset_caches()
         self._adapter, self._broken, self._version = None, None, version
         return WeightsReceipt(version, loaded.checksum)
+
+    def _load_in_workers(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Loaded:
+        """In one process the worker consumes the iterator itself; several are handed files, and must agree on them."""
+        if self.config.tensor_parallel_size == 1:
+            (loaded,) = self._engine.collective_rpc("receive_weights", args=(iter(tensors),))
+            return cast(Loaded, loaded)
+        with tempfile.TemporaryDirectory(prefix="sightline-weights-") as folder:
+            spool(tensors, Path(folder))
+            answers: list[Loaded] = self._engine.collective_rpc("receive_weight_files", args=(folder,))
+        errors = [answer.error for answer in answers if answer.error]
+        if errors:
+            raise RuntimeError(errors[0])
+        if len({answer.checksum for answer in answers}) != 1:
+            raise RuntimeError(f"the workers read different bytes: {[answer.checksum for answer in answers]}")
+        return max(answers, key=lambda answer: len(answer.missing))
 
     def load_adapter(
         self, tensors: Iterable[tuple[str, torch.Tensor]], adapter_config: Mapping[str, Any], version: int

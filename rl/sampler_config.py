@@ -52,4 +52,5 @@ def sampler_env(device: Device, model: str) -> dict[str, str]:
         env["HF_HUB_OFFLINE"] = "1"
     if device == "cpu":
         env |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1"}
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return env

@@ -5,24 +5,29 @@ vLLM mixes this class into its worker (`worker_extension_cls`), because a multi-
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rl.weights import Checksummed, NamedTensors
+from rl.weights import Bucket, Checksummed, NamedTensors, buckets
+
+SPOOL_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a worker's loader consumed, and which of its own parameters were not among it."""
+    """What a worker's loader consumed, which of its own parameters were not among it, and what went wrong on the way."""
 
     checksum: str
     tensors: int
     missing: tuple[str, ...]
+    error: str | None = None
 
 
 class WeightReceiver:
@@ -54,8 +59,33 @@ class WeightReceiver:
         runner.reset_mm_cache()
         return Loaded(passing.checksum, passing.count, tuple(sorted(expected - loaded)))
 
+    def receive_weight_files(self, folder: str) -> Loaded:
+        """`receive_weights` of the buckets that `spool` wrote: every worker of a multi-process engine reads them itself.
+
+        An error is part of the answer: of several workers that raise, vLLM collects one and leaves the others' exceptions to
+        the next call.
+        """
+        try:
+            return self.receive_weights(tensor for path in sorted(Path(folder).iterdir()) for tensor in _unpickled(path))
+        except RuntimeError as error:
+            return Loaded("", 0, (), str(error))
+
     def _ties_embeddings(self) -> bool:
         return bool(self.vllm_config.model_config.hf_text_config.tie_word_embeddings)
+
+
+def spool(tensors: NamedTensors, folder: Path) -> None:
+    """Write tensors to `folder`, bucket by bucket, in their order."""
+    for number, bucket in enumerate(buckets(tensors, SPOOL_BYTES)):
+        with (folder / f"{number:06d}").open("wb") as file:
+            pickle.dump(bucket, file, protocol=5)
+
+
+def _unpickled(path: Path) -> Bucket:
+    with path.open("rb") as file:
+        bucket = pickle.load(file)
+    assert isinstance(bucket, Bucket)
+    return bucket
 
 
 def _with_tied_head(tensors: NamedTensors, tied: bool) -> Iterator[tuple[str, torch.Tensor]]:
