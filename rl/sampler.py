@@ -330,6 +330,7 @@ def _build_engine(config: SamplerConfig, encoder: PromptEncoder) -> LLM:
         gpu_memory_utilization=config.gpu_memory_utilization,
         enforce_eager=config.enforce_eager,
         enable_prefix_caching=config.enable_prefix_caching,
+        mm_processor_cache_gb=0,  # a prompt's images are processed once for its n completions; the next step has others
         limit_mm_per_prompt={"image": config.max_images, "video": 0},
         mm_processor_kwargs=encoder.mm_processor_kwargs,
         logprobs_mode="processed_logprobs",
