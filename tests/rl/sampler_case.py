@@ -33,7 +33,7 @@ def sampler_config(model_dir: Path, **changes: Any) -> SamplerConfig:
     settings: dict[str, Any] = {
         "model": str(model_dir),
         "dtype": "float32",
-        "max_model_len": 128,
+        "max_model_len": 256,
         "max_images": 2,
         "min_pixels": 2 * UNIT,
         "max_pixels": 10 * UNIT,

@@ -156,16 +156,24 @@ def test_an_impossible_sampling_is_refused(
 def test_new_weights_are_sampled_from_and_no_cache_survives_them(
     sampler: VllmSampler, base: nn.Module, tiny_samples: list[Sample], part: str
 ) -> None:
-    """The same prompts and images before and after; with only the vision tower moved, only image embeddings are stale."""
-    sampler.generate(tiny_samples, SAMPLING)
+    """The same prompts and images before and after; with only the vision tower moved, only image embeddings are stale.
+
+    One prompt is longer than a block of the prefix cache, and is seen to be answered from it before the new weights come.
+    """
+    long = replace(tiny_samples[0], id="long", prompt=(*tiny_samples[0].prompt, TextPart("word " * 30)))
+    samples = [*tiny_samples, long]
+    for _ in range(2):
+        cached_before = sampler.counts.cached_prompt_tokens
+        sampler.generate(samples, SAMPLING)
+    assert sampler.counts.cached_prompt_tokens > cached_before
     model = perturbed(base, part)
     receipt = sampler.load_weights(model.state_dict().items(), version=7)
     assert (receipt.version, sampler.version) == (7, 7)
     assert receipt.checksum == checksum(model.state_dict().items())
-    groups = sampler.generate(tiny_samples, SAMPLING)
+    groups = sampler.generate(samples, SAMPLING)
     assert {rollout.policy_version for rollout in rollouts_of(groups)} == {7}
-    assert largest_mismatch(model, sampler.encoder, tiny_samples, groups) <= BOUND
-    assert largest_mismatch(base, sampler.encoder, tiny_samples, groups) > 10 * BOUND
+    assert largest_mismatch(model, sampler.encoder, samples, groups) <= BOUND
+    assert largest_mismatch(base, sampler.encoder, samples, groups) > 10 * BOUND
 
 
 def test_a_tied_head_is_completed_when_it_is_left_out(
@@ -234,10 +242,10 @@ def truncated(image: EncodedImage) -> EncodedImage:
 
 
 def unsampleable(sample: Sample) -> dict[str, Sample]:
-    words = TextPart("word " * 200)
+    words = TextPart("word " * 400)
     return {
         "cannot be decoded": replace(sample, images=(truncated(sample.images[0]), sample.images[1])),
-        "max_model_len 128 minus max_tokens 12 leaves 116": replace(sample, prompt=(*sample.prompt, words)),
+        "max_model_len 256 minus max_tokens 12 leaves 244": replace(sample, prompt=(*sample.prompt, words)),
         "3 image placeholders for 2 images": replace(sample, prompt=(*sample.prompt, TextPart("<|image_pad|>"))),
     }
 
