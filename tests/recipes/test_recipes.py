@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import shlex
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import pytest
 from data.build import make_parser
 from data.config import LocusConfig
 from data.locus_command import build
+from rewards.registry import resolve
 from rl.config import Recipe, load_recipe, to_container
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +30,6 @@ FROM_THE_PAPER = {
     "model.path": "Qwen/Qwen2.5-VL-7B-Instruct",
     "model.lora.rank": 0,
     "reward.name": "locus",
-    "reward.kwargs.alpha": 0.1,
     "algorithm.advantage": "grpo",
     "algorithm.normalize_by_std": True,
     "algorithm.kl_coefficient": 1e-2,
@@ -117,6 +118,14 @@ def test_recipes_have_names_of_their_own() -> None:
 @pytest.mark.parametrize(("key", "value"), (FROM_THE_PAPER | FROM_EASYR1).items())
 def test_the_7b_run_is_the_papers(key: str, value: Any) -> None:
     assert flat(load_recipe(PAPER_RUN))[key] == value
+
+
+def test_the_7b_run_weighs_the_format_as_the_paper_does() -> None:
+    """α = 0.1 (Table 8), by the recipe's kwargs or by the reward's own default."""
+    reward = load_recipe(PAPER_RUN).reward
+    bound = inspect.signature(resolve(reward.name, reward.kwargs)).bind(None, None, **reward.kwargs)
+    bound.apply_defaults()
+    assert bound.arguments["alpha"] == 0.1
 
 
 def test_the_7b_run_marks_where_each_value_comes_from() -> None:
