@@ -76,6 +76,12 @@ def test_the_target_contains_the_annotated_box_and_only_augmented_bins_are_padde
     assert min(scales["tiny"]) < 0.95 and max(scales["tiny"]) > 1.5
 
 
+def test_no_cue_is_scaled_below_the_smallest_crop(scenes: CocoFolder, tmp_path: Path) -> None:
+    build(scenes, tmp_path / "out", scale=(0.2, 0.2), mix={"tiny": 1.0})
+    sizes = [sample.images[1] for sample in both_splits(tmp_path / "out")]
+    assert {min(cue.width, cue.height) for cue in sizes} == {16}
+
+
 def test_the_mix_is_exact_and_no_image_serves_both_splits(scenes: CocoFolder, tmp_path: Path) -> None:
     report = build(scenes, tmp_path / "out")
     train, validation = SampleStore(tmp_path / "out"), SampleStore(tmp_path / "out", "validation")
