@@ -47,30 +47,29 @@ class WorkerPool:
         return self
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results in order; at most a few items a worker are taken ahead of the result that is asked for."""
+        """Results in order; at most a few items a worker are taken ahead of the result that is asked for.
+
+        Raises ChildProcessError when a process dies; what `function` raises comes out as it is.
+        """
         if self._executor is None:
             yield from map(function, items)
             return
         waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(self._executor.submit(function, item))
-            if len(waiting) > _AHEAD_PER_WORKER * self.workers:
-                yield _result(waiting.popleft())
-        while waiting:
-            yield _result(waiting.popleft())
+        try:
+            for item in items:
+                waiting.append(self._executor.submit(function, item))
+                if len(waiting) > _AHEAD_PER_WORKER * self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError("a worker process was killed (out of memory?); try fewer --workers") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=kind is not None)
-
-
-def _result(future: Future[Result]) -> Result:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise ChildProcessError("a worker process was killed (out of memory?); try fewer --workers") from error
 
 
 def _ignore_interrupt() -> None:
