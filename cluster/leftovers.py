@@ -1,8 +1,8 @@
 """Finds and ends what a local Ray session left behind: processes, also orphaned ones, and shared-memory segments.
 
-A process belongs to the session if it is one of Ray's own (their command lines name the session's directory), descends from
-one of those, or is an orphan that carries the session's mark in its environment: the children of an actor that was killed
-descend from nobody. What else this program started is its own business and stays.
+A process belongs to the session if it is one of Ray's own, descends from one of those, or is an orphan that carries the
+session's mark in its environment or writes to the session's logs: the children of an actor that was killed descend from
+nobody, and Ray's workers overwrite their environment with their title. What else this program started stays.
 """
 
 from __future__ import annotations
@@ -10,51 +10,54 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 
-_MARK = "SIGHTLINE_SESSION"
+MARK = "SIGHTLINE_SESSION"
 _SHARED_MEMORY = Path("/dev/shm")
 # Ray's daemons follow their raylet within a second or two; actors in the middle of a C++ call may take longer.
 _GRACE_S = 6.0
 
 
 class Leftovers:
-    """Enter before Ray starts; `remember` while it runs; `end` after it stopped."""
+    """The traces of one session, which keeps its files under `directory`. Make it before Ray starts, `end` it afterwards."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = str(directory)
-        self._mark = uuid.uuid4().hex
+    def __init__(self, directory: Path, mark: str | None = None, segments_before: Iterable[Path] | None = None) -> None:
+        self.directory = directory
+        self.mark = uuid.uuid4().hex if mark is None else mark
+        self.segments_before = _segments() if segments_before is None else frozenset(segments_before)
         self._known: set[psutil.Process] = set()
-        self._segments_before = _segments()
-
-    def __enter__(self) -> Self:
-        os.environ[_MARK] = self._mark
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.environ.pop(_MARK, None)
 
     def remember(self) -> None:
         """Note the session's processes while their parents live and tell whose they are."""
         family = set(psutil.Process().children(recursive=True))
-        for process in family:
-            if self._directory in _command(process):
+        for process in psutil.process_iter():
+            if str(self.directory) in _command(process) if process in family else self._is_orphan(process):
                 self._known |= {process, *_descendants(process)}
-        self._known |= {process for process in psutil.process_iter() if process not in family and self._is_marked(process)}
+
+    def known(self) -> list[tuple[int, float]]:
+        """The processes noted so far, by id and start time."""
+        return [(process.pid, process.create_time()) for process in self._known if process.is_running()]
+
+    def adopt(self, known: Iterable[tuple[int, float]]) -> None:
+        """Note processes that another program's `known` listed, unless their ids have passed on to others."""
+        starts = dict(known)
+        for process in psutil.process_iter():
+            # psutil reckons start times from the boot time, which follows the clock's corrections.
+            if process.pid in starts and abs(process.create_time() - starts[process.pid]) < 2.0:
+                self._known |= {process, *_descendants(process)}
 
     def end(self) -> list[str]:
         """Wait for the session's processes to go, kill those that stay, remove segments; says and returns what stayed."""
         self.remember()
         _, stayed = psutil.wait_procs(list(self._known), timeout=_GRACE_S)
-        found = [f"process {process.pid} ({_command(process)[:80]})" for process in stayed]
+        found = [f"process {process.pid} ({_command(process)[:80].strip()})" for process in stayed]
         for process in stayed:
             _kill(process)
         psutil.wait_procs(stayed, timeout=_GRACE_S)
-        orphaned = [segment for segment in sorted(_segments() - self._segments_before) if not _in_use(segment)]
+        orphaned = sorted(_unused(_segments() - self.segments_before))
         for segment in orphaned:
             segment.unlink(missing_ok=True)
         found += [f"shared memory {segment}" for segment in orphaned]
@@ -62,10 +65,12 @@ class Leftovers:
             print(f"Ended what outlived the Ray session: {what}", file=sys.stderr)
         return found
 
-    def _is_marked(self, process: psutil.Process) -> bool:
+    def _is_orphan(self, process: psutil.Process) -> bool:
         try:
-            return bool(process.pid != os.getpid() and process.environ().get(_MARK) == self._mark)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            output = Path(f"/proc/{process.pid}/fd/1").readlink()
+            return output.is_relative_to(self.directory) or process.environ().get(MARK) == self.mark
+        except (psutil.Error, OSError):
+            # Gone meanwhile, or another user's.
             return False
 
 
@@ -90,10 +95,10 @@ def _kill(process: psutil.Process) -> None:
         return
 
 
-def _segments() -> set[Path]:
+def _segments() -> frozenset[Path]:
     """This user's segments in /dev/shm; none where the system has no such folder."""
     if not _SHARED_MEMORY.is_dir():
-        return set()
+        return frozenset()
     segments: set[Path] = set()
     for entry in os.scandir(_SHARED_MEMORY):
         try:
@@ -101,18 +106,18 @@ def _segments() -> set[Path]:
                 segments.add(Path(entry.path))
         except FileNotFoundError:
             continue
-    return segments
+    return frozenset(segments)
 
 
-def _in_use(segment: Path) -> bool:
-    """Whether any process has it mapped or open: another program's segment that appeared meanwhile."""
-    name = str(segment)
-    for process in psutil.process_iter():
+def _unused(segments: frozenset[Path]) -> set[Path]:
+    """Those that no process has mapped or open; the others belong to programs that started meanwhile."""
+    unused = set(segments)
+    for pid in psutil.pids() if unused else []:
         try:
-            if any(mapping.path == name for mapping in process.memory_maps()):
-                return True
-            if any(file.path == name for file in process.open_files()):
-                return True
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            opened = {str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
+        except OSError:
+            # Gone meanwhile, or another user's.
             continue
-    return False
+        unused -= {segment for segment in unused if str(segment) in maps or str(segment) in opened}
+    return unused

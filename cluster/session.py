@@ -16,17 +16,19 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import ray
 from ray._private import ray_constants
 
 from cluster.config import ClusterConfig
+from cluster.guardian import Guardian
 from cluster.interruptions import Interruptions
-from cluster.leftovers import Leftovers
+from cluster.leftovers import MARK, Leftovers
 
 # ActorGroup reports the first rank that failed; Ray would report the abandoned calls of the others once more.
 ENVIRONMENT = {"RAY_IGNORE_UNHANDLED_ERRORS": "1"}
@@ -100,8 +102,9 @@ def _local_ray(config: ClusterConfig, interruptions: Interruptions) -> Iterator[
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Ray's sockets live in this directory and a Unix socket's path ends at 107 bytes: TMPDIR may be too deep.
     directory = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
+    leftovers = Leftovers(directory)
     failed = False
-    with _environment(LOCAL_ENVIRONMENT), Leftovers(directory) as leftovers:
+    with _environment(LOCAL_ENVIRONMENT, {MARK: leftovers.mark}), Guardian(leftovers) as guardian:
         try:
             with _loopback():
                 ray.init(
@@ -114,6 +117,7 @@ def _local_ray(config: ClusterConfig, interruptions: Interruptions) -> Iterator[
                     _node_ip_address="127.0.0.1",
                     _temp_dir=str(directory),
                 )
+            guardian.ray_is_up()
             yield
         except Exception:
             failed = True
@@ -152,12 +156,15 @@ def _loopback() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(defaults: dict[str, str]) -> Iterator[None]:
-    """Set what the user has not set, for this process's children; take it back afterwards."""
-    added = {key: value for key, value in defaults.items() if key not in os.environ}
-    os.environ.update(added)
+def _environment(defaults: Mapping[str, str], forced: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Set `defaults` unless the user has set them, and `forced`, for this process's children; take them back afterwards."""
+    before = {key: os.environ.get(key) for key in (*defaults, *forced)}
+    os.environ.update({**defaults, **os.environ, **forced})
     try:
         yield
     finally:
-        for key in added:
-            os.environ.pop(key, None)
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
