@@ -16,12 +16,12 @@ from pathlib import Path
 
 COMPANIONS = {"torchvision": "0.28.0", "torchaudio": "2.11.0", "torchcodec": "0.17.0"}
 
-_NMS_SCHEMAS = '''
+_NMS_SCHEMAS = """
 if not torchvision.extension._has_ops():
     _schemas = torch.library.Library("torchvision", "FRAGMENT")
     for _op in ("nms", "qnms"):
         _schemas.define(f"{_op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-'''
+"""
 
 
 def _is_compiled(name: str) -> bool:
@@ -40,9 +40,12 @@ def _patched(name: str, content: bytes, version: str, local: str) -> bytes:
         text = re.sub(r"(?m)^Tag: .*\n?", "", content.decode()).replace("Root-Is-Purelib: false", "Root-Is-Purelib: true")
         return (text.rstrip("\n") + "\nTag: py3-none-any\n").encode()
     if name == "torchvision/_meta_registrations.py":
-        text, count = re.subn(r"(?m)^import torchvision\.extension.*$", lambda m: m.group(0) + _NMS_SCHEMAS, content.decode())
+        imports = re.compile(r"(?m)^import torchvision\.extension.*$")
+        text, count = imports.subn(lambda found: found.group(0) + _NMS_SCHEMAS, content.decode())
         if count != 1:
-            raise ValueError(f"{name} no longer has one `import torchvision.extension`: the pin in COMPANIONS moved, check the patch")
+            raise ValueError(
+                f"{name} no longer has one `import torchvision.extension`: the pin in COMPANIONS moved, check the patch"
+            )
         return text.encode()
     return content
 

@@ -231,7 +231,7 @@ def _check_keys(node: Any, source: str, prefix: str = "") -> None:
     known = list(_keys(Recipe))
     free_form = ("reward.kwargs",)
     for key, value in node.items() if isinstance(node, DictConfig) else ():
-        path = f"{prefix}{key}"
+        path = f"{prefix}{key!s}"
         if path not in known:
             near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
             hint = f"; did you mean `{near[0]}`?" if near else f"; sections are {', '.join(f.name for f in fields(Recipe))}"

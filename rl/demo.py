@@ -1,4 +1,4 @@
-"""`make demo`: LOCUS end to end on this machine. Builds a tiny cue-search dataset, trains the tiny model by GRPO, shows what it learnt.
+"""`make demo`: LOCUS end to end on this machine, on a tiny model and a tiny cue-search dataset, and what it learnt.
 
 synthetic scenes in COCO's format ─► data.build locus ─► recipes/locus/tiny.yaml (Ray, vLLM, FSDP2) ─► report.html
 
@@ -21,6 +21,7 @@ from rich.table import Table
 from data.config import LocusConfig, SizeBin
 from data.locus import build_locus
 from data.parallel import available_cores
+from data.photos import Split
 from data.synthetic import SceneSpec, write_coco
 from rl.config import ConfigError, Recipe, load_recipe
 from rl.train import run_recipe
@@ -33,6 +34,12 @@ TRAIN_SCENES, HELD_OUT_SCENES, HELD_OUT_SAMPLES = 3000, 200, 384
 TRAIN_SPEC = SceneSpec(objects=(1, 3), area=(0.06, 0.14), grid=14, gap=0, patterns=("plain",))
 HELD_OUT_SPEC = SceneSpec(objects=(2, 3), area=(0.06, 0.14), grid=14, gap=0, patterns=("plain",))
 
+# Folder, which photographs, what scenes, how many.
+SPLITS: tuple[tuple[str, Split, SceneSpec, int], ...] = (
+    ("train", "train", TRAIN_SPEC, TRAIN_SCENES),
+    ("held_out", "val", HELD_OUT_SPEC, HELD_OUT_SCENES),
+)
+
 
 def build_data() -> None:
     """Training scenes on one set of photographs, held-out scenes on another; kept until they are deleted."""
@@ -41,20 +48,19 @@ def build_data() -> None:
     started = time.monotonic()
     shutil.rmtree(DATA, ignore_errors=True)
     cores = available_cores()
-    whole = {"bins": {"any": SizeBin(0.0, 1.0)}, "mix": {"any": 1.0}, "augmented_bins": (), "scene_storage": "bytes"}
-    for split, photographs, spec, scenes in (
-        ("train", "train", TRAIN_SPEC, TRAIN_SCENES),
-        ("held_out", "val", HELD_OUT_SPEC, HELD_OUT_SCENES),
-    ):
+    for split, photographs, spec, scenes in SPLITS:
         coco = DATA / "coco" / split
         annotations = write_coco(coco, scenes, seed=0, split=photographs, spec=spec, workers=cores)
         objects = len(json.loads(annotations.read_text())["annotations"])
-        held_out = split == "held_out"
-        counts = {
-            "train_samples": 0 if held_out else objects,
-            "validation_samples": HELD_OUT_SAMPLES if held_out else 0,
-        }
-        build_locus(annotations, coco / photographs, DATA / split, LocusConfig(**counts, **whole), cores)
+        config = LocusConfig(
+            train_samples=objects if split == "train" else 0,
+            validation_samples=HELD_OUT_SAMPLES if split == "held_out" else 0,
+            bins={"any": SizeBin(0.0, 1.0)},
+            mix={"any": 1.0},
+            augmented_bins=(),
+            scene_storage="bytes",
+        )
+        build_locus(annotations, coco / photographs, DATA / split, config, cores)
     print(f"dataset: {DATA} ({TRAIN_SCENES} training scenes, {time.monotonic() - started:.0f} s)", flush=True)
 
 

@@ -25,9 +25,9 @@ from rl.advantages import group_advantages
 from rl.batch import Group, group_batch
 from rl.clock import PhaseClock
 from rl.config import AlgorithmConfig, GrpoConfig
-from rl.learner import learning_rate
 from rl.protocols import FrozenPolicy, PolicyLearner, Published, Rewards, Rollouts
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
+from rl.schedule import learning_rate
 
 
 class SyncError(RuntimeError):
@@ -173,7 +173,7 @@ class GrpoLoop:
             raise MismatchError(
                 f"sampler and learner disagree by {gap.max():.3g} in the logprob of a token "
                 f"(bound {self.mismatch_bound:g}): they do not compute the same policy. Compare rollout.dtype "
-                "with learner.dtype, the model folders and the pixel limits, or raise `mismatch_bound` if this much is expected of bfloat16."
+                "with learner.dtype, the model folders and the pixel limits; raise `mismatch_bound` if bfloat16 explains it."
             )
 
     def updates(self, batch: DataProto, step: int) -> list[tuple[DataProto, int]]:

@@ -9,10 +9,10 @@ from data.stream import PromptStream
 from rl.batch import answer_batch
 from rl.clock import PhaseClock
 from rl.config import SftConfig
-from rl.learner import learning_rate
 from rl.loop import StepReport, hand_over
 from rl.prompting import PromptEncoder
 from rl.protocols import PolicyLearner, Rollouts
+from rl.schedule import learning_rate
 
 
 class SftLoop:

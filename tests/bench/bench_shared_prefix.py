@@ -2,8 +2,8 @@
 
     python -m tests.bench.bench_shared_prefix [--repeats 5] [--json]
 
-Both paths run in turn in one process on one thread; the ratio is of their medians. The floor is the ratio of tokens computed:
-G · (P + R) / (P + G · R).
+Both paths run in turn in one process on one thread; the ratio is of their medians. The floor is the ratio of tokens
+computed: G · (P + R) / (P + G · R).
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from verl.protocol import DataProto
 
 from rl.batch import balance
-from rl.config import AlgorithmConfig, OptimizerConfig
+from rl.config import AlgorithmConfig
 from rl.export import export_policy
-from rl.learner import Learner, learning_rate
+from rl.learner import Learner
 from rl.meter import Meter
 from rl.objectives import GrpoObjective
 from tests.rl.learner_case import build_learner, case_batch, case_samples, largest_gap, on_ranks, run_updates
@@ -167,12 +167,3 @@ def test_an_export_loads_and_computes_what_the_learner_computes(tiny_model_dir: 
     assert torch.equal(again.logprobs(share), expected)
     again.close()
     AutoProcessor.from_pretrained(tmp_path / "export")
-
-
-def test_the_learning_rate_warms_up_then_follows_its_schedule() -> None:
-    config = OptimizerConfig(lr=1.0, warmup_ratio=0.1)
-    assert [learning_rate(config, step, 20) for step in (0, 1, 2, 19)] == [0.5, 1.0, 1.0, 1.0]
-    linear = OptimizerConfig(lr=1.0, schedule="linear")
-    assert [learning_rate(linear, step, 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
-    cosine = OptimizerConfig(lr=1.0, schedule="cosine")
-    assert learning_rate(cosine, 2, 4) == pytest.approx(0.5)

@@ -1,0 +1,1 @@
+"""Ray actors: thin wrappers of plain classes, and their groups as the loop's roles."""
