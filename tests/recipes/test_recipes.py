@@ -207,12 +207,3 @@ def test_the_readme_prints_the_commands_of_the_recipes(monkeypatch: pytest.Monke
     assert sorted(printed) == sorted(heads)
     for arguments in printed:
         locus_config(arguments, monkeypatch)
-
-
-@pytest.mark.parametrize("path", [ROOT / "README.md", LOCUS / "README.md"], ids=lambda path: str(path.relative_to(ROOT)))
-def test_recipes_and_overrides_in_the_readmes_load(path: Path) -> None:
-    text = re.sub(r"\\\n", " ", path.read_text())
-    runs = re.findall(r"python -m rl\.train (recipes/\S+\.yaml)([^\n#`]*)", text)
-    assert runs
-    for recipe, overrides in runs:
-        load_recipe(ROOT / recipe, [item for item in overrides.split() if "=" in item])
