@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,7 +100,6 @@ class VllmSampler:
         self._version = 0
         self._broken: str | None = None
         self._adapter: LoRARequest | None = None
-        self._adapters = Path(tempfile.mkdtemp(prefix="sightline-adapter-"))
         self._counts = SamplerCounts()
 
     @property
@@ -287,14 +285,14 @@ class VllmSampler:
             raise ValueError("this sampler takes no adapters; build it with max_lora_rank >= the adapter's rank")
         passing = Checksummed(tensors)
         try:
-            with tempfile.TemporaryDirectory(dir=self._adapters) as folder:
+            with tempfile.TemporaryDirectory(prefix="sightline-adapter-") as folder:
                 _write_adapter(passing, adapter_config, Path(folder))
                 self._engine.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
         except Exception as error:
             raise WeightsError(f"adapter {version} did not load, the sampler stays at {self._version}: {error}") from error
         self._reset_caches()
-        # Never read again, as the adapter stays loaded; the path only has to be one.
-        self._adapter, self._version = LoRARequest("policy", 1, str(self._adapters)), version
+        # The adapter stays loaded under its id, so the path is never read; it only may not be empty.
+        self._adapter, self._version = LoRARequest("policy", 1, "loaded"), version
         return WeightsReceipt(version, passing.checksum)
 
     def _reset_caches(self) -> None:
@@ -305,8 +303,7 @@ class VllmSampler:
         self._engine.llm_engine.reset_encoder_cache()
 
     def close(self) -> None:
-        """Free the engine and the adapter folder."""
-        shutil.rmtree(self._adapters, ignore_errors=True)
+        """Free the engine."""
         self._engine.llm_engine.engine_core.shutdown()
 
 
