@@ -87,7 +87,9 @@ def ray_session(config: ClusterConfig) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def _joined_ray(config: ClusterConfig, address: str, interruptions: Interruptions) -> Iterator[None]:
-    ray.init(address=address, namespace=f"sightline-{uuid.uuid4().hex[:8]}", log_to_driver=config.worker_logs)
+    namespace = f"sightline-{uuid.uuid4().hex[:8]}"
+    with _loopback() if address.startswith("127.") else contextlib.nullcontext():
+        ray.init(address=address, namespace=namespace, log_to_driver=config.worker_logs)
     try:
         yield
     finally:
@@ -142,7 +144,7 @@ def _discard(directory: Path, keep_logs: bool) -> None:
 
 @contextlib.contextmanager
 def _loopback() -> Iterator[None]:
-    """Let Ray accept 127.0.0.1 as this node's address, so that it listens on loopback only.
+    """Let Ray accept 127.0.0.1 as an address, so that it listens and connects on loopback only.
 
     On Linux it replaces a loopback address with the outward one, and then listens on every interface; this flag is the
     one by which it keeps loopback on other systems.

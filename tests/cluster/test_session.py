@@ -16,10 +16,12 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from cluster.config import ClusterConfig
 from cluster.interruptions import Interruptions
 from cluster.session import Session, ray_session
+from tests.cluster.conftest import CPUS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -198,3 +200,27 @@ def test_interruptions_off_the_main_thread_do_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [handler]
+
+
+def test_a_cluster_is_joined_through_ray_address_and_survives_the_program(session: Session) -> None:
+    """The address as `ray job submit` passes it; the program's own actors end with it, the cluster goes on."""
+    program = """
+import ray
+from cluster.config import ClusterConfig
+from cluster.group import ActorGroup
+from cluster.placement import RoleSpec, place
+from cluster.session import ray_session
+from tests.cluster.workers import Worker
+
+with ray_session(ClusterConfig()) as session:
+    placement = session.own(place([RoleSpec("worker", 1)], timeout_s=60, may_grow=not session.local))
+    group = session.own(ActorGroup.start("worker", Worker, placement["worker"], timeout_s=120))
+    print(session.local, ray.get_runtime_context().gcs_address, *group.call_all("name"))
+"""
+    address = ray.get_runtime_context().gcs_address
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    joined = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90
+    )
+    assert joined.stdout.split() == ["False", address, "rank0"], joined.stderr
+    assert comes_true(lambda: ray.available_resources().get("CPU") == CPUS)
