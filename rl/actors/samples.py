@@ -11,22 +11,28 @@ from data.sample import Sample
 
 
 class SampleShipper:
-    """A reference a sample, the same for rollout, reference and learner; the last `keep` references stay alive."""
+    """A reference a sample, the same for rollout, reference and learner; the last `keep` references stay alive.
+
+    Ids are unique within a dataset only, and a run has two: a sample is known by its id and its whole content.
+    """
 
     def __init__(self, keep: int = 4096) -> None:
         self.keep = keep
-        self._references: OrderedDict[str, ray.ObjectRef] = OrderedDict()
+        self._shipped: OrderedDict[str, tuple[Sample, ray.ObjectRef]] = OrderedDict()
 
     def references(self, samples: Sequence[Sample]) -> list[ray.ObjectRef]:
-        found = []
-        for sample in samples:
-            if sample.id not in self._references:
-                self._references[sample.id] = ray.put(sample)
-            self._references.move_to_end(sample.id)
-            found.append(self._references[sample.id])
-        while len(self._references) > max(self.keep, len(samples)):
-            self._references.popitem(last=False)
-        return found
+        references = [self._reference(sample) for sample in samples]
+        while len(self._shipped) > self.keep:
+            self._shipped.popitem(last=False)
+        return references
+
+    def _reference(self, sample: Sample) -> ray.ObjectRef:
+        known = self._shipped.get(sample.id)
+        if known is None or known[0] != sample:
+            known = (sample, ray.put(sample))
+            self._shipped[sample.id] = known
+        self._shipped.move_to_end(sample.id)
+        return known[1]
 
 
 def fetch(references: Sequence[ray.ObjectRef]) -> list[Sample]:
