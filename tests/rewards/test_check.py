@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import rewards
 from rewards.check import check, main
 from rewards.config import RewardConfig
 from rewards.hostile import hostile_completions
@@ -44,6 +45,19 @@ def test_a_reward_that_always_hangs_ends_the_check_early(tmp_path: Path, monkeyp
     report = check(RewardConfig("hangs:reward", timeout_s=0.2))
     assert {violation.rule for violation in report.violations} == {"timeout"}
     assert 3 <= len(report.violations) <= 20
+
+
+def test_the_documented_example_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ten lines of the package's docstring, as they stand."""
+    lines = (rewards.__doc__ or "").splitlines()
+    code = [
+        line[4:] for line in lines[lines.index("Check it, then name it in the recipe:") - 11 :] if line.startswith("    ")
+    ]
+    code = code[: next(i for i, line in enumerate(code) if line.startswith("python -m"))]
+    (tmp_path / "my_rewards.py").write_text("\n".join(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    report = check(RewardConfig("my_rewards:near_and_brief", {"limit": 200}))
+    assert report.violations == [] and max(report.totals()) == 1.0
 
 
 def test_an_unknown_name_is_one_line_and_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:
