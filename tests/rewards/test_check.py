@@ -49,11 +49,8 @@ def test_a_reward_that_always_hangs_ends_the_check_early(tmp_path: Path, monkeyp
 
 def test_the_documented_example_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ten lines of the package's docstring, as they stand."""
-    lines = (rewards.__doc__ or "").splitlines()
-    code = [
-        line[4:] for line in lines[lines.index("Check it, then name it in the recipe:") - 11 :] if line.startswith("    ")
-    ]
-    code = code[: next(i for i, line in enumerate(code) if line.startswith("python -m"))]
+    before_the_commands = (rewards.__doc__ or "").partition("Check it")[0]
+    code = [line[4:] for line in before_the_commands.splitlines() if line.startswith("    ")]
     (tmp_path / "my_rewards.py").write_text("\n".join(code))
     monkeypatch.syspath_prepend(str(tmp_path))
     report = check(RewardConfig("my_rewards:near_and_brief", {"limit": 200}))

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data.box import Frame
-from rewards.parse import AnswerError, AnswerFault, parse_answer, split
+from rewards.parse import AnswerError, AnswerFault, parse_answer
 
 FRAME = Frame.thousandths()
 BOX = "[10, 20, 110, 120]"
@@ -94,15 +94,6 @@ def test_an_answer_cut_at_any_character_is_never_repaired() -> None:
     for end in range(len(whole)):
         with pytest.raises(AnswerError):
             parse_answer(whole[:end], FRAME)
-
-
-def test_a_thought_that_the_prompt_opened_is_read_from_inside() -> None:
-    completion = f"left of the cup</think>{ANSWER}"
-    assert split(completion, think_in_prompt=True) == ("left of the cup", BOX)
-    with pytest.raises(AnswerError):
-        split(completion)
-    with pytest.raises(AnswerError):
-        split(f"<think>{completion}", think_in_prompt=True)
 
 
 corners = st.tuples(*[st.decimals(-10_000, 10_000, places=3, allow_nan=False)] * 4)

@@ -110,12 +110,6 @@ def test_locus_alpha_is_checked(sample: Sample) -> None:
         locus.reward(sample, answer([150, 100, 250, 200]), alpha=1.5)
 
 
-def test_locus_for_a_prompt_that_opens_the_thought(sample: Sample) -> None:
-    completion = Completion("a</think><answer>[100, 100, 200, 200]</answer>", THOUSANDTHS)
-    assert locus.reward(sample, completion, think_in_prompt=True).total == pytest.approx(1.0)
-    assert locus.reward(sample, completion).total == 0.0
-
-
 def test_focus_adds_half_for_the_form(sample: Sample) -> None:
     assert focus.reward(sample, answer([150, 100, 250, 200])).total == pytest.approx(1 / 3 + 0.5)
     assert focus.reward(sample, answer([250, 100, 150, 200])).total == pytest.approx(0.5)
