@@ -1,4 +1,4 @@
-"""Configuration of data: which datasets a run reads, and every knob of the LOCUS cue-search builder."""
+"""Configuration of data: every knob of the LOCUS cue-search builder."""
 
 from __future__ import annotations
 
@@ -11,25 +11,6 @@ from typing import Literal
 CueSource = Literal["object", "random_crop"]
 CueFormat = Literal["png", "jpeg"]
 SceneStorage = Literal["path", "bytes"]
-
-
-@dataclass
-class DataConfig:
-    """What a run trains and validates on.
-
-    `train` and `validation` are dataset folders made by `python -m data.build`; an empty `validation` means the `train`
-    folder. `image_root` overrides where the images lie now. Pixel limits are the processor's, None for the checkpoint's own.
-    """
-
-    train: str = "???"
-    train_split: str = "train"
-    validation: str = ""
-    validation_split: str = "validation"
-    validation_samples: int | None = None
-    image_root: str | None = None
-    shuffle: bool = True
-    min_pixels: int | None = None
-    max_pixels: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

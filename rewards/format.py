@@ -13,10 +13,10 @@ from data.box import Frame
 from rewards.parse import AnswerError, AnswerFault, parse_box, split
 
 
-def think_answer_format(text: str, *, think_in_prompt: bool = False) -> float:
-    """1.0 for `<think>…</think><answer>…</answer>`; the thought may be empty. `think_in_prompt`: see rewards.parse.split."""
+def think_answer_format(text: str) -> float:
+    """1.0 for `<think>…</think><answer>…</answer>`; the thought may be empty."""
     try:
-        thought, _ = split(text, think_in_prompt=think_in_prompt)
+        thought, _ = split(text)
     except AnswerError:
         return 0.0
     return 0.0 if thought is None else 1.0

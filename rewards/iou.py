@@ -16,8 +16,8 @@ from rewards.parse import AnswerError, parse_answer
 from rewards.score import Completion, Score
 
 
-def box_iou(sample: Sample, completion: Completion, *, think_in_prompt: bool = False) -> float:
-    """IoU of the completion's box with the target, 0.0 when the text has no valid box. `think_in_prompt`: see parse.split.
+def box_iou(sample: Sample, completion: Completion) -> float:
+    """IoU of the completion's box with the target, 0.0 when the text has no valid box.
 
     Raises ValueError when the sample's target lies outside its image.
     """
@@ -25,13 +25,13 @@ def box_iou(sample: Sample, completion: Completion, *, think_in_prompt: bool = F
     if target is None:
         raise ValueError(f"sample {sample.id}: the target {sample.target.corners} lies outside its image; drop the sample")
     try:
-        predicted = parse_answer(completion.text, completion.frame, think_in_prompt=think_in_prompt).clip()
+        predicted = parse_answer(completion.text, completion.frame).clip()
     except AnswerError:
         return 0.0
     return 0.0 if predicted is None else iou(predicted, target)
 
 
-def reward(sample: Sample, completion: Completion, *, think_in_prompt: bool = False) -> Score:
+def reward(sample: Sample, completion: Completion) -> Score:
     """IoU alone."""
-    overlap = box_iou(sample, completion, think_in_prompt=think_in_prompt)
+    overlap = box_iou(sample, completion)
     return Score(overlap, parts={"iou": overlap})

@@ -13,10 +13,10 @@ from rewards.iou import box_iou
 from rewards.score import Completion, Score
 
 
-def reward(sample: Sample, completion: Completion, *, alpha: float = 0.1, think_in_prompt: bool = False) -> Score:
-    """Score in [0, 1] with parts `iou` and `format`. `think_in_prompt`: see rewards.parse.split."""
+def reward(sample: Sample, completion: Completion, *, alpha: float = 0.1) -> Score:
+    """Score in [0, 1] with parts `iou` and `format`."""
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha weighs format against IoU and lies in [0, 1], got {alpha}")
-    overlap = box_iou(sample, completion, think_in_prompt=think_in_prompt)
-    form = think_answer_format(completion.text, think_in_prompt=think_in_prompt)
+    overlap = box_iou(sample, completion)
+    form = think_answer_format(completion.text)
     return Score((1.0 - alpha) * overlap + alpha * form, parts={"iou": overlap, "format": form})

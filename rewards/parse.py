@@ -48,12 +48,9 @@ class AnswerError(ValueError):
         self.fault = fault
 
 
-def split(text: str, *, think_in_prompt: bool = False) -> tuple[str | None, str]:
-    """The contents of the thought (None without one) and of the answer. Raises AnswerError.
-
-    `think_in_prompt`: the chat template has opened `<think>` itself (Qwen3-VL-Thinking's does), so the text starts inside.
-    """
-    whole = ("<think>" + text if think_in_prompt else text).strip()
+def split(text: str) -> tuple[str | None, str]:
+    """The contents of the thought (None without one) and of the answer. Raises AnswerError."""
+    whole = text.strip()
     opened, closed = whole.count("<answer>"), whole.count("</answer>")
     if opened == closed == 0:
         raise AnswerError(AnswerFault.NO_ANSWER, "the text has no <answer>")
@@ -72,15 +69,15 @@ def split(text: str, *, think_in_prompt: bool = False) -> tuple[str | None, str]
     return matched[1], matched[2]
 
 
-def parse_answer(text: str, frame: Frame, *, think_in_prompt: bool = False) -> Box:
+def parse_answer(text: str, frame: Frame) -> Box:
     """The box of the text's only answer, read in `frame`; it may leave the frame, clip it before scoring.
 
     >>> parse_answer("<answer>[12, 40, 118.5, 96]</answer>", Frame.thousandths()).corners
     (12.0, 40.0, 118.5, 96.0)
 
-    Raises AnswerError with its fault. `think_in_prompt`: see split.
+    Raises AnswerError with its fault.
     """
-    return parse_box(split(text, think_in_prompt=think_in_prompt)[1], frame)
+    return parse_box(split(text)[1], frame)
 
 
 def parse_box(content: str, frame: Frame) -> Box:

@@ -20,6 +20,8 @@ from data.box import Frame
 class Completion:
     """A model's answer: its text, and the coordinate frame in which the numbers of its box are to be read.
 
+    `text` is the assistant's whole turn: where the chat template opens `<think>` itself (Qwen3-VL-Thinking), that tag is
+    part of it.
     `frame` belongs to the sample's target image: pixels after the processor's resize (Qwen2.5-VL, MiMo-VL) or 0–1000
     (Qwen2-VL, Qwen3-VL, LLaVA-OneVision).
     """

@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from cluster.config import ClusterConfig
 from rewards.config import RewardConfig
+from rl.engines import ENGINES
 from rl.tracking import check_sinks
 
 STAGES = ("sft", "grpo")
@@ -304,7 +305,7 @@ def check_recipe(recipe: Recipe) -> None:
     grpo, algorithm = recipe.grpo, recipe.algorithm
     _choose("stages", recipe.stages, STAGES)
     _choose("learner.layout", [recipe.learner.layout], ("shared", "plain"))
-    _choose("learner.engine", [recipe.learner.engine], ("fsdp",))
+    _choose("learner.engine", [recipe.learner.engine], tuple(ENGINES))
     _choose("learner.dtype", [recipe.learner.dtype], ("float32", "bfloat16"))
     _choose("rollout.dtype", [recipe.rollout.dtype], ("float32", "bfloat16"))
     _choose("model.lora.sync", [recipe.model.lora.sync], ("adapter", "merged"))

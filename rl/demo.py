@@ -74,6 +74,8 @@ def show(run_dir: Path) -> None:
     names |= {"format_rate": "format", "picks_target": "picks target"}
     for mode, validation in summary["validation"].items():
         for name, label in names.items():
+            if name not in validation["metrics"]:
+                continue
             change = validation["metrics"][name]
             cells = (f"{change['start']:.3f}", f"{change['final']:.3f}", f"{change['delta']:+.3f}")
             table.add_row(label, mode, *cells)

@@ -10,17 +10,22 @@ whose rollout or reward failed was not answered; it is left out and counted in `
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from data.box import Box, Frame
+from data.box import Box
 from data.sample import Sample
 from rewards.iou import box_iou
 from rewards.parse import AnswerError, parse_answer
 from rewards.score import Completion, RewardFailure, Score
 from rl.protocols import Rewards, Rollouts
-from rl.records import Rollout, Sampling
+from rl.records import Rollout, RolloutFailure, Sampling
 from rl.runlog import ValidationRecord
+
+
+class EvaluationError(RuntimeError):
+    """Nothing could be evaluated; the message counts the reasons."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,14 @@ def evaluate(
     rollouts: Rollouts,
     rewards: Rewards,
     samples: Sequence[Sample],
-    answer_frame: Callable[[Sample], Frame],
+    complete: Callable[[Sample, str], Completion],
     sampling: Sampling,
     mode: str,
 ) -> Evaluation:
     """Answer every sample once (`sampling.n` is 1) and score the answers. `mode` names the sampling in the records."""
     answers = [group[0] for group in rollouts.generate(samples, replace(sampling, n=1))]
     answered = [(s, a) for s, a in zip(samples, answers, strict=True) if isinstance(a, Rollout)]
-    requests = [(sample, Completion(answer.text, answer_frame(sample))) for sample, answer in answered]
+    requests = [(sample, complete(sample, answer.text)) for sample, answer in answered]
     verdicts = rewards.score(requests)
     judged = [
         (request, verdict)
@@ -50,7 +55,10 @@ def evaluate(
         if not isinstance(verdict, RewardFailure)
     ]
     if not judged:
-        raise RuntimeError(f"no validation sample could be answered and judged; the first answer was {answers[0]!r}")
+        lost = [answer.reason for answer in answers if isinstance(answer, RolloutFailure)]
+        lost += [verdict.reason for verdict in verdicts if isinstance(verdict, RewardFailure)]
+        reasons = "; ".join(f"{count}× {reason}" for reason, count in Counter(lost).most_common(3))
+        raise EvaluationError(f"none of {len(samples)} validation samples could be answered and judged: {reasons}")
     records = tuple(_record(sample, completion, mode) for (sample, completion), _ in judged)
     metrics = _metrics(records, [verdict for _, verdict in judged])
     return Evaluation(metrics | {"failures": float(len(samples) - len(judged))}, records)

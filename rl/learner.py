@@ -69,8 +69,8 @@ class Learner:
         return metrics | {"grad_norm": grad_norm, "lr": lr}
 
     def _record_mismatch(self, logprobs: Tensor, micro: DataProto, meter: Meter) -> None:
-        """|learner − sampler| on the same tokens, where the learner still is the policy that sampled."""
-        if "rollout_logprobs" not in micro.batch.keys() or "old_logprobs" in micro.batch.keys():
+        """|learner − sampler| on the same tokens, while the learner still is the policy that sampled."""
+        if not micro.meta_info.get("on_policy", False):
             return
         mask = micro.batch["response_mask"]
         gap = (logprobs.detach().cpu() - micro.batch["rollout_logprobs"]).abs() * mask

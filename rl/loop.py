@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import torch
 from verl.protocol import DataProto
 
-from data.box import Frame
 from data.sample import Sample
 from data.stream import PromptStream
 from rewards.score import Completion, RewardFailure, Score
@@ -36,6 +35,10 @@ class SyncError(RuntimeError):
 
 class MismatchError(RuntimeError):
     """Sampler and learner disagree about the policy they share."""
+
+
+class NothingToLearnError(RuntimeError):
+    """Every answer of a step was lost, or every group's rewards were equal; the message counts the reasons."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,23 @@ class StepReport:
 
 
 class GrpoLoop:
-    """The GRPO stage over `roles`; `version` counts the policies published, 0 the one the stage starts from."""
+    """The GRPO stage over `roles`.
+
+    `complete` makes of an answer's text what a reward sees. `version` counts the policies published, 0 the one the stage
+    starts from.
+    """
 
     def __init__(
         self,
         roles: Roles,
         prompts: PromptStream,
-        answer_frame: Callable[[Sample], Frame],
+        complete: Callable[[Sample, str], Completion],
         grpo: GrpoConfig,
         algorithm: AlgorithmConfig,
         sampling: Sampling,
         mismatch_bound: float,
     ) -> None:
-        self.roles, self.prompts, self.answer_frame = roles, prompts, answer_frame
+        self.roles, self.prompts, self.complete = roles, prompts, complete
         self.grpo, self.algorithm, self.sampling, self.mismatch_bound = grpo, algorithm, sampling, mismatch_bound
         self.version = 0
         self.clock = PhaseClock()
@@ -123,9 +130,7 @@ class GrpoLoop:
             for sample, group in zip(samples, answers, strict=True)
         ]
         lost = [answer.reason for group in answers for answer in group if isinstance(answer, RolloutFailure)]
-        requests = [
-            (sample, Completion(rollout.text, self.answer_frame(sample))) for sample, group in sampled for rollout in group
-        ]
+        requests = [(sample, self.complete(sample, rollout.text)) for sample, group in sampled for rollout in group]
         verdicts = iter(self.roles.rewards.score(requests))
         groups, unjudged = [], []
         for sample, group in sampled:
@@ -147,7 +152,9 @@ class GrpoLoop:
         """The batch with advantages, and with the logprobs of the reference and of the policy that sampled."""
         if not groups:
             reasons = "; ".join(f"{count}× {reason}" for reason, count in report.failures.most_common(3))
-            raise RuntimeError(f"no group of this step can teach. Failures: {reasons or 'none, every reward was equal'}")
+            raise NothingToLearnError(
+                f"no group of this step can teach. Failures: {reasons or 'none, every reward was equal'}"
+            )
         with self.clock.phase("advantage"):
             batch = group_batch(groups)
             batch.batch["advantages"] = group_advantages(batch, self.algorithm)
@@ -177,14 +184,15 @@ class GrpoLoop:
             )
 
     def updates(self, batch: DataProto, step: int) -> list[tuple[DataProto, int]]:
-        """The step's mini-batches, each with the number of its update since the stage began."""
+        """The step's mini-batches, each with the number of its update since the stage began; the first is on-policy."""
         per_step = self.grpo.prompts_per_step // self.grpo.prompts_per_update
         size = -(-len(batch) // per_step)
-        starts = range(0, len(batch), size)
-        return [
-            (batch.select_idxs(list(range(start, min(start + size, len(batch))))), step * per_step + number)
-            for number, start in enumerate(starts)
-        ]
+        found = []
+        for number, start in enumerate(range(0, len(batch), size)):
+            part = batch.select_idxs(list(range(start, min(start + size, len(batch)))))
+            part.meta_info = {"on_policy": number == 0}
+            found.append((part, step * per_step + number))
+        return found
 
     def learn(self, part: DataProto, update: int) -> dict[str, float]:
         """One optimizer step."""
@@ -212,7 +220,7 @@ class GrpoLoop:
             "rollout/truncated": sum(cut) / len(cut),
             "data/epoch": float(self.prompts.epoch),
         }
-        for name in scores[0].parts:
+        for name in set.intersection(*(set(score.parts) for score in scores)):
             metrics[f"reward/{name}"] = sum(score.parts[name] for score in scores) / len(scores)
         return metrics
 

@@ -23,6 +23,7 @@ from data.box import Frame
 from data.families import ModelFamily, PixelLimits, family_for
 from data.prompts import chat_messages
 from data.sample import Sample
+from rewards.score import Completion
 
 if TYPE_CHECKING:
     from rl.config import ModelConfig
@@ -75,6 +76,7 @@ class PromptEncoder:
         self.processor: Any = AutoProcessor.from_pretrained(model_path)
         self.tokenizer: Any = self.processor.tokenizer
         self.limits = self._set_limits(min_pixels, max_pixels)
+        self.opening = _opening(self.processor)
         self.image_token_id: int = config.image_token_id
         self.eos_token_ids = _eos_token_ids(model_path, self.tokenizer)
         self.banned_token_ids = _vision_token_ids(config, self.tokenizer)
@@ -141,6 +143,10 @@ class PromptEncoder:
         text: str = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False)
         return text
 
+    def completion(self, sample: Sample, text: str) -> Completion:
+        """What a reward sees of an answer: the assistant's whole turn, and the frame to read its box in."""
+        return Completion(self.opening + text, self.answer_frame(sample))
+
     def answer_frame(self, sample: Sample) -> Frame:
         """The frame in which this model writes a box of the sample's target image."""
         return self.family.answer_frame(sample.images[sample.target_image], self.limits)
@@ -169,6 +175,16 @@ class PromptEncoder:
             pixel_values=inputs["pixel_values"].to(torch.float32) if images else None,
             image_grid_thw=inputs["image_grid_thw"] if images else None,
         )
+
+
+def _opening(processor: Any) -> str:
+    """What the chat template writes into the assistant's turn before the model does, without the blanks after it."""
+    turn = [{"role": "user", "content": [{"type": "text", "text": "."}]}]
+    asked, ready = (
+        processor.apply_chat_template(turn, add_generation_prompt=ready, tokenize=False) for ready in (False, True)
+    )
+    found = re.search("<think>", ready.removeprefix(asked))
+    return "" if found is None else ready.removeprefix(asked)[found.start() :].rstrip()
 
 
 def _eos_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:

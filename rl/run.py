@@ -113,7 +113,7 @@ class Stage:
         return GrpoLoop(
             roles=Roles(crew.rollouts, crew.rewards, self.policy.learner, self.policy.reference),
             prompts=PromptStream(self.run_.train, recipe.seed),
-            answer_frame=self.run_.encoder.answer_frame,
+            complete=self.run_.encoder.completion,
             grpo=recipe.grpo,
             algorithm=recipe.algorithm,
             sampling=Sampling(
@@ -190,8 +190,8 @@ class Stage:
         self.run_.clock.lap()
         with self.run_.clock.phase("validate"):
             for mode, sampling in modes.items():
-                frame = self.run_.encoder.answer_frame
-                result = evaluate(self.crew.rollouts, self.crew.rewards, self.samples, frame, sampling, mode)
+                complete = self.run_.encoder.completion
+                result = evaluate(self.crew.rollouts, self.crew.rewards, self.samples, complete, sampling, mode)
                 metrics |= {f"validation/{mode}/{name}": value for name, value in result.metrics.items()}
                 records += result.records
         self.tracker.validation(self.stage, done, records)

@@ -34,8 +34,14 @@ def main(argv: Sequence[str]) -> int:
 
 def run_recipe(recipe: Recipe) -> int:
     """Run all stages, and report on whatever was reached, however it ended."""
+    from rewards.registry import RewardLookupError, resolve
     from rl.run import Run, open_run_dir
 
+    try:
+        resolve(recipe.reward.name, recipe.reward.kwargs)
+    except RewardLookupError as error:
+        print(f"config: `reward`: {error}", file=sys.stderr)
+        return 2
     expected = _expected()
     run_dir: Path | None = None
     try:
@@ -63,9 +69,12 @@ def _expected() -> tuple[type[BaseException], ...]:
     from cluster.placement import PlacementError
     from cluster.preflight import PreflightError
     from rl.checkpoint import CheckpointError
-    from rl.loop import MismatchError, SyncError
+    from rl.evaluate import EvaluationError
+    from rl.loop import MismatchError, NothingToLearnError, SyncError
 
-    return (ActorError, PlacementError, PreflightError, CheckpointError, MismatchError, SyncError, ValueError)
+    of_the_cluster = (ActorError, PlacementError, PreflightError)
+    of_the_run = (CheckpointError, EvaluationError, MismatchError, NothingToLearnError, SyncError, ValueError)
+    return (*of_the_cluster, *of_the_run)
 
 
 def _stopped(recipe: Recipe, run_dir: Path | None) -> str:

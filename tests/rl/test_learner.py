@@ -132,6 +132,7 @@ def test_the_kl_to_an_identical_reference_is_zero(learner: Learner, tiny_model_d
     share = balance(batch, 1, 10_000, "shared")[0]
     share.batch.batch["reference_logprobs"] = learner.logprobs(share)
     share.batch.batch["rollout_logprobs"] = share.batch.batch["reference_logprobs"].clone()
+    share.batch.meta_info["on_policy"] = True
     metrics = learner.update(share, GrpoObjective(AlgorithmConfig(kl_coefficient=0.1)), lr=1e-3)
     assert metrics["loss/kl"] <= 1e-9
     assert metrics["mismatch/max"] <= 1e-5

@@ -15,7 +15,7 @@ from data.sample import Sample
 from data.stream import PromptStream
 from rewards.score import Completion, RewardFailure, Score
 from rl.config import AlgorithmConfig, GrpoConfig
-from rl.loop import GrpoLoop, MismatchError, Roles, SyncError
+from rl.loop import GrpoLoop, MismatchError, NothingToLearnError, Roles, SyncError
 from rl.protocols import Published
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from tests.rl.test_batch import sample
@@ -92,7 +92,7 @@ def loop_of(
     return GrpoLoop(
         Roles(rollouts or ScriptedRollouts(), rewards or NumberReward(), learner, learner),
         PromptStream([sample(n) for n in range(40)], seed=1, shuffle=False),
-        lambda s: Frame.thousandths(),
+        lambda s, text: Completion(text, Frame.thousandths()),
         GrpoConfig(steps=10, prompts_per_step=4, prompts_per_update=prompts_per_update, num_generations=3),
         algorithm,
         Sampling(3, 1.0, 1.0, 8, seed=5),
@@ -114,7 +114,7 @@ def test_a_failure_leaves_its_group_and_is_never_a_zero() -> None:
 
 
 def test_a_step_without_any_group_says_why() -> None:
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+    with pytest.raises(NothingToLearnError, match="ZeroDivisionError"):
         loop_of(rewards=NumberReward(hopeless={"0", "1", "2"})).step(0)
 
 
