@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,3 +98,21 @@ def test_encodings_are_kept_within_their_bytes_and_never_mixed_up(tiny_model_dir
     bounded.encode(third)
     assert bounded.encode(second) is recent
     assert bounded.encode(first) is not oldest
+
+
+def test_a_thought_that_the_template_opens_is_part_of_the_turn(
+    tiny_model_dir: Path, tiny_samples: list[Sample], tmp_path: Path
+) -> None:
+    """Qwen3-VL-Thinking's template ends in `<think>`; a reward has to see the tag that the model continues."""
+    thinking = tmp_path / "thinking"
+    shutil.copytree(tiny_model_dir, thinking)
+    template = thinking / "chat_template.jinja"
+    start = "<|im_start|>assistant\n"
+    assert start in template.read_text()
+    template.write_text(template.read_text().replace(start, f"{start}<think>\n"))
+    sample = tiny_samples[0]
+    answer = "left</think><answer>[1, 2, 3, 4]</answer>"
+    assert PromptEncoder(str(thinking)).completion(sample, answer).text == f"<think>{answer}"
+    plain = PromptEncoder(str(tiny_model_dir))
+    assert plain.completion(sample, answer).text == answer
+    assert plain.completion(sample, answer).frame == plain.answer_frame(sample)
