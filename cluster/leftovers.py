@@ -102,7 +102,7 @@ def _segments() -> frozenset[Path]:
     segments: set[Path] = set()
     for entry in os.scandir(_SHARED_MEMORY):
         try:
-            if entry.stat(follow_symlinks=False).st_uid == os.getuid():
+            if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.getuid():
                 segments.add(Path(entry.path))
         except FileNotFoundError:
             continue
@@ -110,14 +110,28 @@ def _segments() -> frozenset[Path]:
 
 
 def _unused(segments: frozenset[Path]) -> set[Path]:
-    """Those that no process has mapped or open; the others belong to programs that started meanwhile."""
-    unused = set(segments)
-    for pid in psutil.pids() if unused else []:
+    """Those that no process has mapped or open; the others belong to programs that started meanwhile.
+
+    Told by inode: glibc maps a semaphore under a temporary name that it deletes, so its name in the maps is another.
+    """
+    inodes = {segment: _inode(segment) for segment in segments}
+    used: set[int] = set()
+    for pid in psutil.pids() if inodes else []:
         try:
-            maps = Path(f"/proc/{pid}/maps").read_text()
-            opened = {str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
+            mapped = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            opened = [_inode(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
         except OSError:
             # Gone meanwhile, or another user's.
             continue
-        unused -= {segment for segment in unused if str(segment) in maps or str(segment) in opened}
-    return unused
+        used.update(int(line.split()[4]) for line in mapped if str(_SHARED_MEMORY) in line)
+        used.update(inode for inode in opened if inode is not None)
+    return {segment for segment, inode in inodes.items() if inode is not None and inode not in used}
+
+
+def _inode(path: Path) -> int | None:
+    """The file's number on the shared-memory file system, None for what is gone or lies elsewhere."""
+    try:
+        found = path.stat()
+        return found.st_ino if found.st_dev == _SHARED_MEMORY.stat().st_dev else None
+    except OSError:
+        return None
