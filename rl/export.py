@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rl.learner import Learner
 
 _SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json")
+# config.json is the model's own, because it names the dtype of the weights beside it.
+_NOT_COPIED = ("config.json", "*.index.json", "adapter_config.json")
 
 
 def export_policy(learner: Learner, directory: Path) -> None:
@@ -26,7 +27,8 @@ def export_policy(learner: Learner, directory: Path) -> None:
     Written beside its place and renamed, so that a half export is never found. Collective; rank 0 writes.
     """
     full = {name: tensor.cpu().clone() for name, tensor in learner.full_weights() if learner.rank == 0}
-    adapter = {name: tensor.cpu().clone() for name, tensor in learner.adapter_weights() if learner.rank == 0}
+    lora = learner.adapter_weights() if learner.model.lora.rank else ()
+    adapter = {name: tensor.cpu().clone() for name, tensor in lora if learner.rank == 0}
     if learner.rank:
         return
     partial = directory.with_name(f".{directory.name}.partial")
@@ -36,10 +38,11 @@ def export_policy(learner: Learner, directory: Path) -> None:
         source = Path(learner.model.path)
         if not source.is_dir():
             source = Path(snapshot_download(learner.model.path, allow_patterns=list(_SIDE_FILES)))
-        _copy_side_files(source, partial)
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(source))
+            dtype = next(iter(full.values())).dtype
+            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
         model.save_pretrained(partial, state_dict=full)
+        _copy_side_files(source, partial)
         if adapter:
             _save_adapter(learner, adapter, partial / "adapter")
         shutil.rmtree(directory, ignore_errors=True)
@@ -51,7 +54,7 @@ def export_policy(learner: Learner, directory: Path) -> None:
 def _copy_side_files(source: Path, target: Path) -> None:
     for pattern in _SIDE_FILES:
         for path in source.glob(pattern):
-            if not any(path.match(weights) for weights in _WEIGHT_FILES):
+            if not any(path.match(name) for name in _NOT_COPIED):
                 shutil.copy(path, target / path.name)
 
 

@@ -65,7 +65,7 @@ def build_learner(
     model_dir: Path, where: Rendezvous | None = None, lora_rank: int = 0, frozen: bool = False, **config: Any
 ) -> Learner:
     model = model_config(model_dir, lora_rank)
-    learner = LearnerConfig(dtype="float32", **config)
+    learner = LearnerConfig(**{"dtype": "float32", **config})
     optimizer = None if frozen else OptimizerConfig(lr=1e-2 if lora_rank else 1e-3)
     return Learner(model, learner, optimizer, PromptEncoder.of(model), where or Rendezvous(), temperature=0.8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,3 +169,20 @@ def test_an_export_loads_and_computes_what_the_learner_computes(tiny_model_dir: 
     assert torch.equal(again.logprobs(share), expected)
     again.close()
     AutoProcessor.from_pretrained(tmp_path / "export")
+    for name in ("generation_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja"):
+        assert (tmp_path / "export" / name).read_bytes() == (tiny_model_dir / name).read_bytes()
+
+
+def test_bfloat16_computes_near_float32_and_exports_what_it_computes_with(tiny_model_dir: Path, tmp_path: Path) -> None:
+    exact, rounded = build_learner(tiny_model_dir), build_learner(tiny_model_dir, dtype="bfloat16")
+    batch = case_batch(exact.encoder)
+    share = balance(batch, 1, 10_000, "shared")[0]
+    gap = (exact.logprobs(share) - rounded.logprobs(share)).abs()
+    assert 0.0 < float(gap.max()) < 0.3
+    metrics = run_updates(rounded, batch, 1, 0)
+    assert all(math.isfinite(step["grad_norm"]) and step["grad_norm"] > 0 for step in metrics)
+    assert all(parameter.dtype == torch.float32 for parameter in rounded.engine.policy.parameters())
+    export_policy(rounded, tmp_path / "export")
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "export", dtype="auto").dtype == torch.bfloat16
+    exact.close()
+    rounded.close()
