@@ -12,7 +12,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,40 +29,53 @@ from rl.train import run_recipe
 
 RECIPES = Path("recipes/locus")
 DATA = Path("runs/data/locus-tiny")
-TRAIN_SCENES, HELD_OUT_SCENES, HELD_OUT_SAMPLES = 3000, 200, 384
+HELD_OUT_SAMPLES = 384
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of the demo: scenes of `spec` on one of the two sets of photographs, a sample an object."""
+
+    photographs: Split
+    spec: SceneSpec
+    scenes: int
+    seed: int
+    padding: tuple[float, float] = (0.0, 0.0)
+
 
 # Objects of one shape a scene, so that only the cue tells which is meant; corners on the 14-px patch grid.
-TRAIN_SPEC = SceneSpec(objects=(1, 3), area=(0.06, 0.14), grid=14, gap=0, patterns=("plain",))
-HELD_OUT_SPEC = SceneSpec(objects=(2, 3), area=(0.06, 0.14), grid=14, gap=0, patterns=("plain",))
+_TRAIN = SceneSpec(objects=(1, 3), area=(0.06, 0.14), grid=14, gap=0, patterns=("plain",))
+HELD_OUT_SPEC = replace(_TRAIN, objects=(2, 3))
+DEMO = {
+    "train": Part("train", _TRAIN, 3000, seed=0),
+    "held_out": Part("val", HELD_OUT_SPEC, 200, seed=0),
+}
+# Padded cues and their padded boxes teach which object is meant and leave how tightly to box it to GRPO.
+WARM_START = {"warm_start": Part("train", _TRAIN, 6000, seed=1, padding=(0.0, 0.3))}
 
-# Folder, which photographs, what scenes, how many.
-SPLITS: tuple[tuple[str, Split, SceneSpec, int], ...] = (
-    ("train", "train", TRAIN_SPEC, TRAIN_SCENES),
-    ("held_out", "val", HELD_OUT_SPEC, HELD_OUT_SCENES),
-)
 
-
-def build_data() -> None:
-    """Training scenes on one set of photographs, held-out scenes on another; kept until they are deleted."""
-    if (DATA / "train").exists() and (DATA / "held_out").exists():
-        return
+def build_data(parts: Mapping[str, Part]) -> None:
+    """Write scenes in COCO's format and build their cue-search dataset, where it does not exist yet."""
     started = time.monotonic()
-    shutil.rmtree(DATA, ignore_errors=True)
+    missing = {name: part for name, part in parts.items() if not (DATA / name).exists()}
     cores = available_cores()
-    for split, photographs, spec, scenes in SPLITS:
-        coco = DATA / "coco" / split
-        annotations = write_coco(coco, scenes, seed=0, split=photographs, spec=spec, workers=cores)
+    for name, part in missing.items():
+        coco = DATA / "coco" / name
+        annotations = write_coco(coco, part.scenes, part.seed, part.photographs, part.spec, cores)
         objects = len(json.loads(annotations.read_text())["annotations"])
         config = LocusConfig(
-            train_samples=objects if split == "train" else 0,
-            validation_samples=HELD_OUT_SAMPLES if split == "held_out" else 0,
+            train_samples=0 if name == "held_out" else objects,
+            validation_samples=HELD_OUT_SAMPLES if name == "held_out" else 0,
             bins={"any": SizeBin(0.0, 1.0)},
             mix={"any": 1.0},
-            augmented_bins=(),
+            padding=part.padding,
+            scale=(1.0, 1.0),
+            augmented_bins=("any",),
             scene_storage="bytes",
         )
-        build_locus(annotations, coco / photographs, DATA / split, config, cores)
-    print(f"dataset: {DATA} ({TRAIN_SCENES} training scenes, {time.monotonic() - started:.0f} s)", flush=True)
+        build_locus(annotations, coco / part.photographs, DATA / name, config, cores)
+    if missing:
+        print(f"data: {', '.join(missing)} in {DATA} ({time.monotonic() - started:.0f} s)", flush=True)
 
 
 def show(run_dir: Path) -> None:
@@ -102,13 +116,13 @@ def _newest_run(recipe: Recipe) -> Path:
 def main(argv: Sequence[str]) -> int:
     try:
         if argv[:1] == ["--rebuild-warm-start"]:
-            build_data()
+            build_data({**WARM_START, "held_out": DEMO["held_out"]})
             return rebuild_warm_start(argv[1:])
         recipe = load_recipe(RECIPES / "tiny.yaml", argv)
     except ConfigError as error:
         print(f"config: {error}", file=sys.stderr)
         return 2
-    build_data()
+    build_data(DEMO)
     status = run_recipe(recipe)
     if status == 0:
         show(Path(recipe.resume) if recipe.resume else _newest_run(recipe))
