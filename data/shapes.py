@@ -63,12 +63,13 @@ SHAPES = tuple(_OUTLINES)
 
 @dataclass(frozen=True, slots=True)
 class PaintedObject:
-    """One object of a scene; `box` is its tight bounding box in the scene's original pixels."""
+    """One object of a scene, in its original pixels: `drawn` is filled by the shape exactly, `box` is what is annotated."""
 
     shape: str
     color: str
     pattern: str
     box: Box
+    drawn: Box
 
 
 def outline(shape: str, box: Box) -> NDArray[np.float64]:
@@ -101,7 +102,7 @@ def _texture(pattern: str, x: NDArray[np.float64], y: NDArray[np.float64], perio
 def paint(scene: NDArray[np.float32], painted: PaintedObject, rng: np.random.Generator) -> None:
     """Draw the object into `scene` (H, W, 3; 0–255) in place. Draws from `rng`: tint, light and grain."""
     height, width = scene.shape[:2]
-    box = painted.box
+    box = painted.drawn
     left, top = math.floor(box.x1), math.floor(box.y1)
     right, bottom = min(math.ceil(box.x2), width), min(math.ceil(box.y2), height)
     mask = Image.new("L", ((right - left) * _SUPERSAMPLING, (bottom - top) * _SUPERSAMPLING))

@@ -54,6 +54,11 @@ class SceneSpec:
     gap: int = 2
     # Corners lie on multiples of this many pixels: a coarse grid makes a task that a tiny model learns sooner.
     grid: int = 1
+    # Largest margin between an annotated box and its object, a share of the side, drawn for every side: as boxes that
+    # people draw, and so that a cue shows some of what surrounds its object.
+    margin: float = 0.0
+    # Sloppy annotation: how often a side of an annotated box lies one grid step outside of its object, inside the image.
+    slack: float = 0.0
     jpeg_quality: int = 92
 
     def __post_init__(self) -> None:
@@ -61,6 +66,8 @@ class SceneSpec:
             raise ValueError(f"objects needs 1 ≤ least ≤ most, got {self.objects}")
         if not 0 < self.area[0] <= self.area[1] <= 0.5:
             raise ValueError(f"area needs 0 < least ≤ most ≤ 0.5 of the image, got {self.area}")
+        if not 0 <= self.margin < 0.5:
+            raise ValueError(f"margin needs 0 ≤ share of the side < 0.5, got {self.margin}")
         for name, chosen, known in (
             ("shape", self.shapes, SHAPES),
             ("color", self.colors, tuple(COLORS)),
@@ -131,8 +138,15 @@ def _choose_objects(spec: SceneSpec, rng: np.random.Generator) -> list[PaintedOb
         if box is None or not looks[shape]:
             break
         color, pattern = looks[shape].pop(0)
-        chosen.append(PaintedObject(shape, color, pattern, box))
+        chosen.append(PaintedObject(shape, color, pattern, box, _inside(box, spec.margin, rng)))
     return chosen
+
+
+def _inside(box: Box, margin: float, rng: np.random.Generator) -> Box:
+    """The box without a random margin on every side."""
+    left, top, right, bottom = rng.uniform(0, margin, size=4)
+    width, height = box.x2 - box.x1, box.y2 - box.y1
+    return Box(box.x1 + left * width, box.y1 + top * height, box.x2 - right * width, box.y2 - bottom * height, box.frame)
 
 
 def _looks(spec: SceneSpec, rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -162,9 +176,22 @@ def _file_name(split: Split, index: int) -> str:
     return f"{_FIRST_IMAGE_ID[split] + index:012d}.jpg"
 
 
-def _annotation(painted: PaintedObject, annotation_id: int, image_id: int) -> dict[str, Any]:
-    box = painted.box
-    polygon = outline(painted.shape, box)
+def _slack_rng(seed: int, split: Split, index: int) -> np.random.Generator:
+    """The random stream of one image's annotations, apart from the one that painted it."""
+    return np.random.default_rng([seed, _FIRST_IMAGE_ID[split], index, 1])
+
+
+def _slackened(box: Box, spec: SceneSpec, rng: np.random.Generator) -> Box:
+    """The box as an annotator who is sloppy with probability `slack` a side draws it."""
+    left, top, right, bottom = (spec.grid if roll < spec.slack else 0 for roll in rng.random(4))
+    loose = Box(box.x1 - left, box.y1 - top, box.x2 + right, box.y2 + bottom, box.frame).clip()
+    assert loose is not None
+    return loose
+
+
+def _annotation(painted: PaintedObject, box: Box, annotation_id: int, image_id: int) -> dict[str, Any]:
+    """COCO's record of an object; `box` is the annotated one, the polygon is the object's own outline."""
+    polygon = outline(painted.shape, painted.box)
     pattern = {"pattern": painted.pattern} if painted.pattern != PLAIN else {}
     return {
         "id": annotation_id,
@@ -174,7 +201,7 @@ def _annotation(painted: PaintedObject, annotation_id: int, image_id: int) -> di
         "area": round(polygon_area(polygon), 2),
         "iscrowd": 0,
         "segmentation": [[round(float(value), 2) for value in polygon.ravel()]],
-        "attributes": {"color": painted.color} | pattern | {"place": place(box)},
+        "attributes": {"color": painted.color} | pattern | {"place": place(painted.box)},
     }
 
 
@@ -210,7 +237,12 @@ def write_coco(
         image_id = _FIRST_IMAGE_ID[split] + index
         size = {"width": spec.width, "height": spec.height}
         image_records.append({"id": image_id, "file_name": _file_name(split, index), **size, "license": 1})
-        annotations += [_annotation(painted, len(annotations) + 1 + n, image_id) for n, painted in enumerate(objects)]
+        slack_rng = _slack_rng(seed, split, index)
+        annotated = [_slackened(painted.box, spec, slack_rng) for painted in objects]
+        annotations += [
+            _annotation(painted, box, len(annotations) + 1 + n, image_id)
+            for n, (painted, box) in enumerate(zip(objects, annotated, strict=True))
+        ]
     content = {
         "info": {"description": f"Sightline synthetic scenes, {split}, seed {seed}", "version": "1.0"},
         "licenses": [{"id": 1, "name": "generated; backgrounds from scikit-image and scikit-learn", "url": ""}],

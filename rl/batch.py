@@ -3,14 +3,14 @@
 Tensors (N groups, G answers a group, R answer tokens; padded with zeros):
 
     responses         [N, G, R] int64     rollout_logprobs    [N, G, R] float32
-    response_mask     [N, G, R] float32   reference_logprobs  [N, G, R] float32   (only with a KL term)
-    loss_mask         [N, G, R] float32   old_logprobs        [N, G, R] float32   (only off-policy)
+    response_mask     [N, G, R] float32   old_logprobs        [N, G, R] float32   (only off-policy)
+    loss_mask         [N, G, R] float32   reference_logprobs  [N, G, R] float32   (only with a KL term, in the learner)
     rewards           [N, G]    float32   advantages          [N, G, R] float32
     prompt_tokens     [N]       int64
 
-`response_mask` says which tokens exist, `loss_mask` which ones teach. Non-tensors: `sample`, one handle a group, whatever
-the actors' group made of it (a Sample, or a Ray reference to one): encoded images travel once and are decoded where
-they are used.
+`response_mask` says which tokens exist, `loss_mask` which ones teach. Non-tensors, one a group: `sample`, a Sample or a Ray
+reference to one, so that encoded images travel once and are decoded where they are used; `reference`, a handle on the
+group's reference logprobs, which are computed while the learner does its first forward.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def group_batch(groups: Sequence[Group]) -> DataProto:
             "rewards": rewards,
             "prompt_tokens": torch.tensor([group.rollouts[0].prompt_tokens for group in groups]),
         },
-        non_tensors={"sample": _objects([group.sample for group in groups])},
+        non_tensors={"sample": as_objects([group.sample for group in groups])},
     )
 
 
@@ -87,13 +87,15 @@ def answer_batch(samples: Sequence[Sample], answers: Sequence[Sequence[int]], pr
             "loss_mask": mask.clone(),
             "prompt_tokens": torch.tensor(prompt_tokens),
         },
-        non_tensors={"sample": _objects(samples)},
+        non_tensors={"sample": as_objects(samples)},
     )
 
 
-def _objects(values: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.object_]]:
+def as_objects(values: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.object_]]:
+    """One object a group, as DataProto keeps what is no tensor."""
     array = np.empty(len(values), dtype=object)
-    array[:] = list(values)
+    for place, value in enumerate(values):
+        array[place] = value
     return array
 
 

@@ -155,11 +155,15 @@ class GrpoConfig:
 
 @dataclass
 class SftConfig:
-    """The SFT stage: language-model loss on the answer only. `stop_at` ends it when greedy validation mIoU reaches it."""
+    """The SFT stage: language-model loss on the answer only.
+
+    With `stop_at` it ends when greedy validation's `stop_metric` reaches that value: a gate on what was learnt, not on time.
+    """
 
     steps: int = MISSING
     batch_size: int = 16
     response: str = "locus"  # how the answer text is written: locus | focus
+    stop_metric: str = "mean_iou"
     stop_at: float | None = None
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-4, warmup_ratio=0.03))
 
@@ -317,6 +321,7 @@ def check_recipe(recipe: Recipe) -> None:
     _choose("algorithm.old_logprobs", [algorithm.old_logprobs], ("learner", "rollout"))
     _choose("grpo.optimizer.schedule", [grpo.optimizer.schedule], ("constant", "linear", "cosine"))
     _choose("sft.optimizer.schedule", [recipe.sft.optimizer.schedule], ("constant", "linear", "cosine"))
+    _choose("sft.stop_metric", [recipe.sft.stop_metric], ("mean_iou", "acc@0.5", "acc@0.75", "picks_target", "reward"))
     _choose("sft.response", [recipe.sft.response], ("locus", "focus"))
     if not recipe.stages:
         raise ConfigError(f"`stages` is empty; choose from {', '.join(STAGES)}")

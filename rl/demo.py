@@ -40,7 +40,6 @@ class Part:
     spec: SceneSpec
     scenes: int
     seed: int
-    padding: tuple[float, float] = (0.0, 0.0)
 
 
 # Objects of one shape a scene, so that only the cue tells which is meant; corners on the 14-px patch grid.
@@ -50,8 +49,8 @@ DEMO = {
     "train": Part("train", _TRAIN, 3000, seed=0),
     "held_out": Part("val", HELD_OUT_SPEC, 200, seed=0),
 }
-# Padded cues and their padded boxes teach which object is meant and leave how tightly to box it to GRPO.
-WARM_START = {"warm_start": Part("train", _TRAIN, 6000, seed=1, padding=(0.0, 0.3))}
+# Sloppy boxes: they teach which object is meant, and leave it to GRPO to find out how tightly a box pays.
+WARM_START = {"warm_start": Part("train", replace(_TRAIN, slack=0.5), 6000, seed=1)}
 
 
 def build_data(parts: Mapping[str, Part]) -> None:
@@ -68,9 +67,7 @@ def build_data(parts: Mapping[str, Part]) -> None:
             validation_samples=HELD_OUT_SAMPLES if name == "held_out" else 0,
             bins={"any": SizeBin(0.0, 1.0)},
             mix={"any": 1.0},
-            padding=part.padding,
-            scale=(1.0, 1.0),
-            augmented_bins=("any",),
+            augmented_bins=(),
             scene_storage="bytes",
         )
         build_locus(annotations, coco / part.photographs, DATA / name, config, cores)

@@ -8,7 +8,7 @@ Plain class, no Ray: an actor wraps it, a test or torchrun builds it directly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,12 +56,21 @@ class Learner:
                 whole[list(rows)] = logprobs.cpu()
         return whole
 
-    def update(self, share: RankShare, objective: Objective, lr: float) -> dict[str, float]:
-        """One optimizer step over the update of which `share` is this rank's part; metrics over all ranks. Collective."""
+    def update(
+        self, share: RankShare, objective: Objective, lr: float, reference: Callable[[], Tensor] | None = None
+    ) -> dict[str, float]:
+        """One optimizer step over the update of which `share` is this rank's part; metrics over all ranks. Collective.
+
+        `reference` waits for the share's reference logprobs [N, G, R]; it is called after the first forward.
+        """
         meter = Meter()
+        reference_logprobs: Tensor | None = None
         for rows in share.micro_batches:
             micro = share.batch.select_idxs(list(rows))
             logprobs, entropy = self._forward(micro)
+            if reference is not None:
+                reference_logprobs = reference() if reference_logprobs is None else reference_logprobs
+                micro.batch["reference_logprobs"] = reference_logprobs[list(rows)]
             self._record_mismatch(logprobs, micro, meter)
             self.engine.backward(objective(logprobs, entropy, micro.to(logprobs.device), share.totals, meter))
         grad_norm = self.engine.step(lr)

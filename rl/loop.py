@@ -21,7 +21,7 @@ from data.sample import Sample
 from data.stream import PromptStream
 from rewards.score import Completion, RewardFailure, Score
 from rl.advantages import group_advantages
-from rl.batch import Group, group_batch
+from rl.batch import Group, as_objects, group_batch
 from rl.clock import PhaseClock
 from rl.config import AlgorithmConfig, GrpoConfig
 from rl.protocols import FrozenPolicy, PolicyLearner, Published, Rewards, Rollouts
@@ -149,7 +149,7 @@ class GrpoLoop:
         return groups
 
     def prepare(self, groups: Sequence[Group], report: StepReport) -> DataProto:
-        """The batch with advantages, and with the logprobs of the reference and of the policy that sampled."""
+        """The batch with advantages, the logprobs of the policy that sampled, and those of the reference under way."""
         if not groups:
             reasons = "; ".join(f"{count}× {reason}" for reason, count in report.failures.most_common(3))
             raise NothingToLearnError(
@@ -160,7 +160,7 @@ class GrpoLoop:
             batch.batch["advantages"] = group_advantages(batch, self.algorithm)
         if self.roles.reference is not None:
             with self.clock.phase("reference"):
-                batch.batch["reference_logprobs"] = self.roles.reference.logprobs(batch)
+                batch.non_tensor_batch["reference"] = as_objects(self.roles.reference.begin(batch))
         if self.algorithm.old_logprobs == "rollout":
             batch.batch["old_logprobs"] = batch.batch["rollout_logprobs"].clone()
         elif len(groups) > self.grpo.prompts_per_update:

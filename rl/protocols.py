@@ -51,15 +51,22 @@ class Rewards(Protocol):
 class FrozenPolicy(Protocol):
     """The reference."""
 
+    def begin(self, batch: DataProto) -> Sequence[Any]:
+        """Start on the logprobs of the batch's answers, and return at once: a handle a group, which a learner redeems."""
+
+
+class PolicyLearner(Protocol):
+    """The policy that is trained."""
+
     def logprobs(self, batch: DataProto) -> Tensor:
         """Logprobs [N, G, R] of the batch's answers."""
 
-
-class PolicyLearner(FrozenPolicy, Protocol):
-    """The policy that is trained."""
-
     def update(self, batch: DataProto, lr: float) -> dict[str, float]:
-        """One optimizer step on the whole batch; metrics."""
+        """One optimizer step on the whole batch; metrics.
+
+        Reference handles among the batch's non-tensors (`reference`) are redeemed when the first forward is done: the
+        reference computes meanwhile.
+        """
 
     def publish(self, version: int) -> Published:
         """Offer the current weights as `version`."""

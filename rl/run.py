@@ -170,7 +170,9 @@ class Stage:
 
     def _reached(self, metrics: Mapping[str, float]) -> bool:
         goal = self.recipe.sft.stop_at
-        return self.stage == "sft" and goal is not None and metrics["validation/greedy/mean_iou"] >= goal
+        return (
+            self.stage == "sft" and goal is not None and metrics[f"validation/greedy/{self.recipe.sft.stop_metric}"] >= goal
+        )
 
     def _save(self, done: int) -> dict[str, float]:
         state = {"prompts": self.loop.prompts.state_dict(), "version": self.loop.version}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 
 from cluster.group import ActorGroup
@@ -54,7 +54,9 @@ class LearnerActor:
         return self.learner.logprobs(_with_samples(share))
 
     def update(self, share: RankShare, lr: float) -> dict[str, float]:
-        return self.learner.update(_with_samples(share), self.objective, lr)
+        handles = share.batch.non_tensor_batch.pop("reference", None)
+        reference = None if handles is None else partial(_redeem, handles)
+        return self.learner.update(_with_samples(share), self.objective, lr, reference)
 
     def publish(self, version: int) -> Published | None:
         """Put the weights into the object store, bucket by bucket. Only rank 0 answers."""
@@ -97,6 +99,15 @@ def _with_samples(share: RankShare) -> RankShare:
     return share
 
 
+def _redeem(handles: Sequence[tuple[ray.ObjectRef, int]]) -> Tensor:
+    """The rows behind handles, waiting for the reference where it still computes."""
+    import torch
+
+    references = list(dict.fromkeys(reference for reference, _ in handles))
+    computed = dict(zip(references, ray.get(references), strict=True))
+    return torch.stack([computed[reference][place] for reference, place in handles])
+
+
 class LearnerGroup:
     """`rl.protocols.PolicyLearner` over ranks: cuts a batch, sends every rank its share, puts the answers together."""
 
@@ -135,19 +146,29 @@ class LearnerGroup:
         shares = self._shares(batch)
         return gather_rows(shares, self.group.call_each("logprobs", [(share,) for share in shares]), len(batch))
 
+    def begin(self, batch: DataProto) -> list[tuple[ray.ObjectRef, int]]:
+        """`rl.protocols.FrozenPolicy`: a group's handle is its rank's pending result and its place in it."""
+        shares = self._shares(batch)
+        pending = self.group.submit_each("logprobs", [(share,) for share in shares])
+        found = {
+            row: (reference, place)
+            for share, reference in zip(shares, pending, strict=True)
+            for place, row in enumerate(share.rows)
+        }
+        return [found[row] for row in range(len(batch))]
+
     def update(self, batch: DataProto, lr: float) -> dict[str, float]:
         metrics: dict[str, float] = self.group.call_each("update", [(share, lr) for share in self._shares(batch)])[0]
         return metrics
 
     def _shares(self, batch: DataProto) -> list[RankShare]:
         """Every rank's share, with references in place of samples."""
-        from rl.batch import balance
+        from rl.batch import as_objects, balance
 
         shares = balance(batch, len(self.group), self.config.tokens_per_micro_batch, self.config.layout)
         for share in shares:
-            references = np.empty(len(share.batch), dtype=object)
-            references[:] = self.shipper.references(list(share.batch.non_tensor_batch["sample"]))
-            share.batch.non_tensor_batch["sample"] = references
+            samples = list(share.batch.non_tensor_batch["sample"])
+            share.batch.non_tensor_batch["sample"] = as_objects(self.shipper.references(samples))
         return shares
 
     def publish(self, version: int) -> Published:

@@ -101,6 +101,15 @@ def test_corners_lie_on_the_grid() -> None:
             assert all(corner % 14 == 0 for corner in painted.box.corners)
 
 
+def test_a_margin_lies_between_the_annotated_box_and_the_object() -> None:
+    for index in range(10):
+        for painted in render_scene(SceneSpec(grid=14, gap=0, margin=0.1), seed=0, split="train", index=index)[1]:
+            outer, inner = painted.box, painted.drawn
+            assert all(corner % 14 == 0 for corner in outer.corners)
+            assert 0 < inner.x1 - outer.x1 <= 0.1 * (outer.x2 - outer.x1)
+            assert 0 < outer.y2 - inner.y2 <= 0.1 * (outer.y2 - outer.y1)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_same_seed_same_bytes_whatever_the_workers(written: Path, tmp_path: Path, workers: int) -> None:
     write_coco(tmp_path, images=12, seed=3, split="train", workers=workers)
@@ -141,7 +150,7 @@ def test_photographs_are_real_pictures() -> None:
 def test_paint_fills_the_box_tightly_and_leaves_the_rest(shape: str) -> None:
     scene = np.full((60, 60, 3), 128, dtype=np.float32)
     box = Box(10, 20, 40, 50, Frame.original(60, 60))
-    paint(scene, PaintedObject(shape, "red", "plain", box), np.random.default_rng(0))
+    paint(scene, PaintedObject(shape, "red", "plain", box, drawn=box), np.random.default_rng(0))
     changed = np.abs(scene - 128).max(axis=2) > 20
     rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
     # A pointed tip covers less than half a pixel: one pixel of slack.
@@ -179,9 +188,29 @@ def test_many_looks_before_a_repeat() -> None:
         ({"objects": (0, 2)}, "objects needs"),
         ({"area": (0.2, 0.1)}, "area needs"),
         ({"colors": ("mauve",)}, "unknown color.*mauve.*red"),
+        ({"margin": 0.5}, "margin needs"),
         ({"shapes": ("blob",)}, "unknown shape"),
     ],
 )
 def test_impossible_scenes_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SceneSpec(**wrong)
+
+
+def test_slack_moves_annotated_sides_by_a_grid_step_and_nothing_else(tmp_path: Path) -> None:
+    tight, loose = (
+        write_coco(tmp_path / name, 30, seed=3, spec=SceneSpec(grid=14, gap=0, slack=slack))
+        for name, slack in (("tight", 0.0), ("loose", 0.5))
+    )
+    exact, sloppy = (json.loads(path.read_text())["annotations"] for path in (tight, loose))
+    moved = 0
+    for one, other in zip(exact, sloppy, strict=True):
+        assert {key: one[key] for key in one if key != "bbox"} == {key: other[key] for key in other if key != "bbox"}
+        (x, y, w, h), (x2, y2, w2, h2) = one["bbox"], other["bbox"]
+        shifts = [x - x2, y - y2, (x2 + w2) - (x + w), (y2 + h2) - (y + h)]
+        assert all(shift in (0, 14) for shift in shifts)
+        assert x2 >= 0 and y2 >= 0 and x2 + w2 <= 112 and y2 + h2 <= 112
+        moved += sum(shift == 14 for shift in shifts)
+    assert 0.25 < moved / (4 * len(exact)) < 0.5
+    images = [(path.parent.parent / "train" / "000000000001.jpg").read_bytes() for path in (tight, loose)]
+    assert images[0] == images[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from verl.protocol import DataProto
 
@@ -33,8 +34,14 @@ class LocalLearner:
         share = self._share(batch)
         return gather_rows([share], [self.learner.logprobs(share)], len(batch))
 
+    def begin(self, batch: DataProto) -> list[Tensor]:
+        return list(self.logprobs(batch))
+
     def update(self, batch: DataProto, lr: float) -> dict[str, float]:
-        return self.learner.update(self._share(batch), self.objective, lr)
+        share = self._share(batch)
+        handles = share.batch.non_tensor_batch.pop("reference", None)
+        reference = None if handles is None else lambda: torch.stack(list(handles))
+        return self.learner.update(share, self.objective, lr, reference)
 
     def publish(self, version: int) -> Published:
         passing = Checksummed((name, tensor.clone()) for name, tensor in self.learner.full_weights())

@@ -68,6 +68,9 @@ class RecordingLearner:
     def logprobs(self, batch: DataProto) -> Tensor:
         return batch.batch["rollout_logprobs"] + self.offset * batch.batch["response_mask"]
 
+    def begin(self, batch: DataProto) -> list[Tensor]:
+        return list(self.logprobs(batch))
+
     def update(self, batch: DataProto, lr: float) -> dict[str, float]:
         self.batches.append(batch)
         return {"loss/policy": 0.0, "lr": lr}
