@@ -57,8 +57,6 @@ class SceneSpec:
     # Largest margin between an annotated box and its object, a share of the side, drawn for every side: as boxes that
     # people draw, and so that a cue shows some of what surrounds its object.
     margin: float = 0.0
-    # Sloppy annotation: how often a side of an annotated box lies one grid step outside of its object, inside the image.
-    slack: float = 0.0
     jpeg_quality: int = 92
 
     def __post_init__(self) -> None:
@@ -99,8 +97,10 @@ def _background(spec: SceneSpec, photographs: tuple[Image.Image, ...], rng: np.r
 def _place(spec: SceneSpec, placed: list[Box], rng: np.random.Generator) -> Box | None:
     """A random free box on the grid, or None when the scene is too full."""
     frame = Frame.original(spec.width, spec.height)
-    for _ in range(_PLACING_ATTEMPTS):
-        area = rng.uniform(*spec.area) * spec.width * spec.height
+    for attempt in range(2 * _PLACING_ATTEMPTS):
+        # Where no object of random size found room, a small one may.
+        share = rng.uniform(*spec.area) if attempt < _PLACING_ATTEMPTS else spec.area[0]
+        area = share * spec.width * spec.height
         aspect = math.exp(rng.uniform(math.log(spec.aspect[0]), math.log(spec.aspect[1])))
         width, height = _snap(math.sqrt(area * aspect), spec.grid), _snap(math.sqrt(area / aspect), spec.grid)
         xs = range(_up(spec.gap, spec.grid), spec.width - spec.gap - width + 1, spec.grid)
@@ -176,22 +176,9 @@ def _file_name(split: Split, index: int) -> str:
     return f"{_FIRST_IMAGE_ID[split] + index:012d}.jpg"
 
 
-def _slack_rng(seed: int, split: Split, index: int) -> np.random.Generator:
-    """The random stream of one image's annotations, apart from the one that painted it."""
-    return np.random.default_rng([seed, _FIRST_IMAGE_ID[split], index, 1])
-
-
-def _slackened(box: Box, spec: SceneSpec, rng: np.random.Generator) -> Box:
-    """The box as an annotator who is sloppy with probability `slack` a side draws it."""
-    left, top, right, bottom = (spec.grid if roll < spec.slack else 0 for roll in rng.random(4))
-    loose = Box(box.x1 - left, box.y1 - top, box.x2 + right, box.y2 + bottom, box.frame).clip()
-    assert loose is not None
-    return loose
-
-
-def _annotation(painted: PaintedObject, box: Box, annotation_id: int, image_id: int) -> dict[str, Any]:
-    """COCO's record of an object; `box` is the annotated one, the polygon is the object's own outline."""
-    polygon = outline(painted.shape, painted.box)
+def _annotation(painted: PaintedObject, annotation_id: int, image_id: int) -> dict[str, Any]:
+    box = painted.box
+    polygon = outline(painted.shape, painted.drawn)
     pattern = {"pattern": painted.pattern} if painted.pattern != PLAIN else {}
     return {
         "id": annotation_id,
@@ -237,12 +224,7 @@ def write_coco(
         image_id = _FIRST_IMAGE_ID[split] + index
         size = {"width": spec.width, "height": spec.height}
         image_records.append({"id": image_id, "file_name": _file_name(split, index), **size, "license": 1})
-        slack_rng = _slack_rng(seed, split, index)
-        annotated = [_slackened(painted.box, spec, slack_rng) for painted in objects]
-        annotations += [
-            _annotation(painted, box, len(annotations) + 1 + n, image_id)
-            for n, (painted, box) in enumerate(zip(objects, annotated, strict=True))
-        ]
+        annotations += [_annotation(painted, len(annotations) + 1 + n, image_id) for n, painted in enumerate(objects)]
     content = {
         "info": {"description": f"Sightline synthetic scenes, {split}, seed {seed}", "version": "1.0"},
         "licenses": [{"id": 1, "name": "generated; backgrounds from scikit-image and scikit-learn", "url": ""}],

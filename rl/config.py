@@ -162,7 +162,7 @@ class SftConfig:
 
     steps: int = MISSING
     batch_size: int = 16
-    response: str = "locus"  # how the answer text is written: locus | focus
+    teacher: str = "locus"  # who writes the answers: see rl/teachers.py
     stop_metric: str = "mean_iou"
     stop_at: float | None = None
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-4, warmup_ratio=0.03))
@@ -322,7 +322,7 @@ def check_recipe(recipe: Recipe) -> None:
     _choose("grpo.optimizer.schedule", [grpo.optimizer.schedule], ("constant", "linear", "cosine"))
     _choose("sft.optimizer.schedule", [recipe.sft.optimizer.schedule], ("constant", "linear", "cosine"))
     _choose("sft.stop_metric", [recipe.sft.stop_metric], ("mean_iou", "acc@0.5", "acc@0.75", "picks_target", "reward"))
-    _choose("sft.response", [recipe.sft.response], ("locus", "focus"))
+    _choose("sft.teacher", [recipe.sft.teacher], ("locus", "focus", "locus_imprecise"))
     if not recipe.stages:
         raise ConfigError(f"`stages` is empty; choose from {', '.join(STAGES)}")
     for key, value in (

@@ -43,14 +43,13 @@ class Part:
 
 
 # Objects of one shape a scene, so that only the cue tells which is meant; corners on the 14-px patch grid.
-_TRAIN = SceneSpec(objects=(1, 3), area=(0.06, 0.14), grid=14, gap=0, patterns=("plain",))
+_TRAIN = SceneSpec(objects=(1, 3), area=(0.06, 0.14), grid=14, gap=0, margin=0.1, patterns=("plain",))
 HELD_OUT_SPEC = replace(_TRAIN, objects=(2, 3))
 DEMO = {
     "train": Part("train", _TRAIN, 3000, seed=0),
     "held_out": Part("val", HELD_OUT_SPEC, 200, seed=0),
 }
-# Sloppy boxes: they teach which object is meant, and leave it to GRPO to find out how tightly a box pays.
-WARM_START = {"warm_start": Part("train", replace(_TRAIN, slack=0.5), 6000, seed=1)}
+WARM_START = {"warm_start": Part("train", _TRAIN, 6000, seed=1)}
 
 
 def build_data(parts: Mapping[str, Part]) -> None:
@@ -67,7 +66,8 @@ def build_data(parts: Mapping[str, Part]) -> None:
             validation_samples=HELD_OUT_SAMPLES if name == "held_out" else 0,
             bins={"any": SizeBin(0.0, 1.0)},
             mix={"any": 1.0},
-            augmented_bins=(),
+            padding=(0.0, 0.0),
+            augmented_bins=("any",),
             scene_storage="bytes",
         )
         build_locus(annotations, coco / part.photographs, DATA / name, config, cores)

@@ -16,7 +16,7 @@ from rl.schedule import learning_rate
 
 
 class SftLoop:
-    """The SFT stage. `respond` writes the answer that a sample should get."""
+    """The SFT stage. `teach` writes the answer that a sample should get."""
 
     def __init__(
         self,
@@ -24,11 +24,11 @@ class SftLoop:
         rollouts: Rollouts,
         prompts: PromptStream,
         encoder: PromptEncoder,
-        respond: Callable[[Sample], str],
+        teach: Callable[[Sample], str],
         config: SftConfig,
     ) -> None:
         self.learner, self.rollouts, self.prompts, self.encoder = learner, rollouts, prompts, encoder
-        self.respond, self.config = respond, config
+        self.teach, self.config = teach, config
         self.version = 0
         self.clock = PhaseClock()
 
@@ -37,7 +37,7 @@ class SftLoop:
         self.clock.lap()
         with self.clock.phase("data"):
             samples = self.prompts.take(self.config.batch_size)
-            answers = [self.encoder.answer_tokens(self.respond(sample)) for sample in samples]
+            answers = [self.encoder.answer_tokens(self.teach(sample)) for sample in samples]
             batch = answer_batch(samples, answers, [self.encoder.prompt_length(sample) for sample in samples])
         with self.clock.phase("update"):
             metrics = self.learner.update(batch, learning_rate(self.config.optimizer, step, self.config.steps))

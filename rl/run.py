@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.session import ray_session
-from data.prompts import focus_response, locus_response
 from data.sample import Sample
 from data.store import SampleStore
 from data.stream import PromptStream
@@ -28,9 +27,8 @@ from rl.loop_sft import SftLoop
 from rl.prompting import PromptEncoder
 from rl.records import Sampling
 from rl.runlog import ValidationRecord, cut_after, write_atomically
+from rl.teachers import TEACHERS
 from rl.tracking import RunContext, Tracker, open_tracker
-
-RESPONSES = {"locus": locus_response, "focus": focus_response}
 
 
 class StageLoop(Protocol):
@@ -123,13 +121,13 @@ class Stage:
         )
 
     def _sft(self) -> SftLoop:
-        encoder, respond = self.run_.encoder, RESPONSES[self.recipe.sft.response]
+        encoder, teach = self.run_.encoder, TEACHERS[self.recipe.sft.teacher]
         return SftLoop(
             learner=self.policy.learner,
             rollouts=self.crew.rollouts,
             prompts=PromptStream(self.run_.train, self.recipe.seed),
             encoder=encoder,
-            respond=lambda sample: respond(sample, encoder.family, encoder.limits),
+            teach=lambda sample: teach(sample, encoder.family, encoder.limits),
             config=self.recipe.sft,
         )
 
