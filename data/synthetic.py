@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from data.box import Box, Frame
@@ -58,8 +57,6 @@ class SceneSpec:
     # Largest margin between an annotated box and its object, a share of the side, drawn for every side: as boxes that
     # people draw, and so that a cue shows some of what surrounds its object.
     margin: float = 0.0
-    # Backgrounds are turned and recoloured at random, so that a few photographs stand in for many.
-    recolor: bool = False
     jpeg_quality: int = 92
 
     def __post_init__(self) -> None:
@@ -95,15 +92,6 @@ def _background(spec: SceneSpec, photographs: tuple[Image.Image, ...], rng: np.r
         (spec.width, spec.height), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height), reducing_gap=2.0
     )
     return window.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else window
-
-
-def _recolored(scene: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Upside down or not, channels in any order, each with its own gain and offset."""
-    if rng.random() < 0.5:
-        scene = scene[::-1]
-    gain, offset = rng.uniform(0.5, 1.4, size=3), rng.uniform(-50, 50, size=3)
-    recolored: NDArray[np.float32] = np.clip(scene[..., rng.permutation(3)] * gain + offset, 0, 255).astype(np.float32)
-    return recolored
 
 
 def _place(spec: SceneSpec, placed: list[Box], rng: np.random.Generator) -> Box | None:
@@ -172,8 +160,6 @@ def render_scene(spec: SceneSpec, seed: int, split: Split, index: int) -> tuple[
     """Image `index` of the data set and what it shows."""
     rng = scene_rng(seed, split, index)
     scene = np.array(_background(spec, load_photographs(split), rng), dtype=np.float32)
-    if spec.recolor:
-        scene = _recolored(scene, rng)
     objects = _choose_objects(spec, rng)
     for painted in objects:
         paint(scene, painted, rng)
