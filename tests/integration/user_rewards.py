@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 from data.sample import Sample
 from rewards.score import Completion, Score
 
@@ -13,8 +15,8 @@ def letters(sample: Sample, completion: Completion) -> Score:
 
 
 def sometimes_broken(sample: Sample, completion: Completion) -> Score:
-    """Fails on about a third of all texts."""
-    if sum(map(ord, completion.text)) % 3 == 0:
+    """Fails on about a third of all answers; not on a text as such, because a random model repeats itself."""
+    if zlib.crc32(f"{sample.id} {completion.text}".encode()) % 3 == 0:
         raise ZeroDivisionError("the judge divides by zero")
     return letters(sample, completion)
 
