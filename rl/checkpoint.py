@@ -52,10 +52,10 @@ def save_checkpoint(
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
     except (OSError, ActorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(run_dir).free / 2**20
+        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"checkpoint {path} could not be written ({free:.0f} MiB are free there): {error}\n"
+            f"checkpoint {path} could not be written ({free:.0f} MiB are free there): {str(error).splitlines()[0]}\n"
             f"Earlier checkpoints are whole; make room, then go on with resume={run_dir}"
         ) from error
     for old in list_checkpoints(run_dir, stage)[: -keep or None]:

@@ -25,6 +25,7 @@ from rl.engines import ENGINES
 from rl.tracking import check_sinks
 
 STAGES = ("sft", "grpo")
+MAX_LORA_RANK = 512  # vLLM's largest
 # verl's names, for the algorithms that need one reward an answer and no critic.
 ADVANTAGES = ("grpo", "rloo", "opo", "reinforce_plus_plus_baseline", "grpo_passk", "rloo_vectorized", "grpo_vectorized")
 LOSSES = ("vanilla", "gspo", "dppo_tv", "dppo_kl", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "cispo")
@@ -313,6 +314,8 @@ def check_recipe(recipe: Recipe) -> None:
     _choose("learner.dtype", [recipe.learner.dtype], ("float32", "bfloat16"))
     _choose("rollout.dtype", [recipe.rollout.dtype], ("float32", "bfloat16"))
     _choose("model.lora.sync", [recipe.model.lora.sync], ("adapter", "merged"))
+    if not 0 <= recipe.model.lora.rank <= MAX_LORA_RANK:
+        raise ConfigError(f"`model.lora.rank` is {recipe.model.lora.rank}; 0 (no LoRA) to {MAX_LORA_RANK}")
     _choose("algorithm.advantage", [algorithm.advantage], ADVANTAGES)
     _choose("algorithm.loss", [algorithm.loss], LOSSES)
     _choose("algorithm.loss_aggregation", [algorithm.loss_aggregation], AGGREGATIONS)

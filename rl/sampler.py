@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # vLLM raises a smaller non-zero temperature to this one without saying so.
 MIN_TEMPERATURE = 0.01
+# vLLM reserves room for adapters in these sizes only.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Prompt tokens a step on CPU; as many as vLLM's own default there.
 CPU_BATCHED_TOKENS = 4096
 

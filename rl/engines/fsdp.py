@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -161,7 +162,11 @@ class FsdpEngine:
     def save(self, directory: Path) -> None:
         assert self.optimizer is not None
         model_state, optimizer_state = get_state_dict(self.policy, self.optimizer)
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory)
+        try:
+            dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory)
+        except CheckpointException as error:  # no Exception, and its text is every rank's traceback
+            rank, (cause, _) = next(iter(error.failures.items()))
+            raise OSError(f"rank {rank} could not write its shards: {type(cause).__name__}: {cause}") from None
 
     def load(self, directory: Path) -> None:
         assert self.optimizer is not None
