@@ -313,7 +313,8 @@ def _build_engine(config: SamplerConfig, encoder: PromptEncoder) -> LLM:
     logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)  # a thousand lines of tensors an error
     special: dict[str, Any] = {}
     if config.max_lora_rank:
-        special |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": config.max_lora_rank}
+        room = next(rank for rank in LORA_RANKS if rank >= config.max_lora_rank)
+        special |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
     if current_platform.is_cpu():
         # A prompt prefilled in pieces makes vLLM rewind the request's generator, which CPU generators cannot.
         batched_tokens = max(CPU_BATCHED_TOKENS, config.max_model_len)
