@@ -12,7 +12,7 @@ from PIL import Image
 from data.store import SampleStore
 from rewards.check import check
 from rewards.config import RewardConfig
-from rl.config import load_recipe, to_container
+from rl.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -21,10 +21,6 @@ READMES = [README, ROOT / "CONTRIBUTING.md", ROOT / "recipes/locus/README.md"]
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
-
-
-def leaves(node: object) -> int:
-    return sum(map(leaves, node.values())) if isinstance(node, dict) else 1
 
 
 def test_the_first_own_reward_passes_the_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,8 +63,3 @@ def test_the_tests_and_files_it_names_exist() -> None:
     assert [name for name in named if f"def {name}(" not in sources] == []
     links = re.findall(r"\]\(([\w/.]+)\)", text)
     assert [link for link in links if not (ROOT / link).exists()] == []
-
-
-def test_the_number_of_configuration_leaves_is_counted() -> None:
-    (stated,) = re.findall(r"(\d+) leaves, typed", README.read_text())
-    assert int(stated) == leaves(to_container(load_recipe(ROOT / "recipes/locus/qwen2_5_vl_7b.yaml")))
