@@ -46,7 +46,7 @@ def batch_of(encoder: PromptEncoder, side: int):  # type: ignore[no-untyped-def]
         images = (png(rng, side, side), png(rng, 56, 56))
         sample = Sample(f"{side}-{number}", "bench", images, locus_prompt(), Box(1, 1, 50, 50, images[0].frame))
         prompt = encoder.prompt_length(sample)
-        tokens = [tuple(int(t) for t in rng.integers(300, 900, ANSWER_TOKENS)) for _ in range(ANSWERS)]
+        tokens = [tuple(int(t) for t in rng.integers(300, 700, ANSWER_TOKENS)) for _ in range(ANSWERS)]
         rollouts = tuple(Rollout(sample.id, t, (0.0,) * ANSWER_TOKENS, "", "stop", 0, prompt) for t in tokens)
         groups.append(Group(sample, rollouts, tuple(Score(float(r)) for r in rng.random(ANSWERS))))
     batch = group_batch(groups)
