@@ -81,7 +81,7 @@ def scene_rng(seed: int, split: Split, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, _FIRST_IMAGE_ID[split], index])
 
 
-def _background(spec: SceneSpec, photographs: tuple[Image.Image, ...], rng: np.random.Generator) -> Image.Image:
+def background(spec: SceneSpec, photographs: tuple[Image.Image, ...], rng: np.random.Generator) -> Image.Image:
     """A random window of a random photograph, perhaps mirrored, at the scene's size."""
     photograph = photographs[rng.integers(len(photographs))]
     largest = min(photograph.width / spec.width, photograph.height / spec.height)
@@ -127,7 +127,7 @@ def _near(a: Box, b: Box, gap: int) -> bool:
     return a.x1 < b.x2 + gap and b.x1 < a.x2 + gap and a.y1 < b.y2 + gap and b.y1 < a.y2 + gap
 
 
-def _choose_objects(spec: SceneSpec, rng: np.random.Generator) -> list[PaintedObject]:
+def choose_objects(spec: SceneSpec, rng: np.random.Generator) -> list[PaintedObject]:
     """Objects of `classes` shapes in turn; within a shape no (color, pattern) comes twice, colours first."""
     shapes = rng.permutation(spec.shapes)[: spec.classes]
     looks = {str(shape): _looks(spec, rng) for shape in shapes}
@@ -140,6 +140,23 @@ def _choose_objects(spec: SceneSpec, rng: np.random.Generator) -> list[PaintedOb
         color, pattern = looks[shape].pop(0)
         chosen.append(PaintedObject(shape, color, pattern, box, _inside(box, spec.margin, rng)))
     return chosen
+
+
+def place_objects(spec: SceneSpec, objects: list[PaintedObject], rng: np.random.Generator) -> list[PaintedObject]:
+    """The same objects elsewhere. Raises ValueError when they do not fit: fewer or smaller objects, or a larger image."""
+    for _ in range(_PLACING_ATTEMPTS):
+        boxes: list[Box] = []
+        for _ in objects:
+            box = _place(spec, boxes, rng)
+            if box is None:
+                break
+            boxes.append(box)
+        else:
+            return [
+                replace(known, box=box, drawn=_inside(box, spec.margin, rng))
+                for known, box in zip(objects, boxes, strict=True)
+            ]
+    raise ValueError(f"{len(objects)} objects of {spec.area[0]:.0%} to {spec.area[1]:.0%} of the image do not fit into it")
 
 
 def _inside(box: Box, margin: float, rng: np.random.Generator) -> Box:
@@ -159,8 +176,8 @@ def _looks(spec: SceneSpec, rng: np.random.Generator) -> list[tuple[str, str]]:
 def render_scene(spec: SceneSpec, seed: int, split: Split, index: int) -> tuple[Image.Image, list[PaintedObject]]:
     """Image `index` of the data set and what it shows."""
     rng = scene_rng(seed, split, index)
-    scene = np.array(_background(spec, load_photographs(split), rng), dtype=np.float32)
-    objects = _choose_objects(spec, rng)
+    scene = np.array(background(spec, load_photographs(split), rng), dtype=np.float32)
+    objects = choose_objects(spec, rng)
     for painted in objects:
         paint(scene, painted, rng)
     return Image.fromarray(np.clip(scene, 0, 255).round().astype(np.uint8)), objects
