@@ -21,7 +21,7 @@ from rl.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rl.clock import PhaseClock
 from rl.config import ConfigError, Recipe, to_container, to_yaml
 from rl.crew import Crew
-from rl.evaluate import evaluate
+from rl.evaluation import evaluate
 from rl.loop import GrpoLoop, Roles, StepReport, hand_over
 from rl.loop_sft import SftLoop
 from rl.prompting import PromptEncoder

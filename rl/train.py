@@ -69,7 +69,7 @@ def _expected() -> tuple[type[BaseException], ...]:
     from cluster.placement import PlacementError
     from cluster.preflight import PreflightError
     from rl.checkpoint import CheckpointError
-    from rl.evaluate import EvaluationError
+    from rl.evaluation import EvaluationError
     from rl.loop import MismatchError, NothingToLearnError, SyncError
 
     of_the_cluster = (ActorError, PlacementError, PreflightError)

@@ -16,7 +16,7 @@ from data.synthetic import write_coco
 from rewards.config import RewardConfig
 from rl.config import load_recipe
 from rl.demo import HELD_OUT_SPEC, RECIPES
-from rl.evaluate import Evaluation, evaluate
+from rl.evaluation import Evaluation, evaluate
 from rl.records import Sampling
 from tests.rl.local_roles import LocalRewards, LocalRollouts
 from tests.rl.sampler_case import running_sampler, sampler_config
