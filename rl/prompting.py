@@ -21,9 +21,10 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from data.box import Frame
 from data.families import ModelFamily, PixelLimits, family_for
-from data.prompts import chat_messages
+from data.prompts import ChatMessage, chat_messages
 from data.sample import Sample
 from rewards.score import Completion
+from rl.prompt_parts import box_parts, image_part, part_spans, token_parts
 
 if TYPE_CHECKING:
     from rl.config import ModelConfig
@@ -37,10 +38,13 @@ class EncodedPrompt:
     """A prompt as the model's forward takes it. P tokens after image expansion; images in prompt order.
 
     `pixel_values` [patches, channels × temporal × patch²] fp32, `image_grid_thw` [images, 3] in patches; both None for a
-    prompt without images. `mm_token_type_ids` is 1 at image tokens, 0 elsewhere.
+    prompt without images. `mm_token_type_ids` is 1 at image tokens, 0 elsewhere. `part_P` (int16) is the index into
+    `sample.prompt` of the part that a token renders, −1 for the chat template's own tokens, the marks around an image
+    among them.
     """
 
     input_ids: Tensor
+    part_P: Tensor
     mm_token_type_ids: Tensor
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
@@ -48,6 +52,18 @@ class EncodedPrompt:
     @property
     def nbytes(self) -> int:
         return 0 if self.pixel_values is None else self.pixel_values.nbytes
+
+    def box_mask(self, sample: Sample) -> Tensor:
+        """Bool [P]: the tokens of the support boxes' text."""
+        return torch.isin(self.part_P, torch.tensor(box_parts(sample), dtype=self.part_P.dtype))
+
+    def image_mask(self, sample: Sample, image: int) -> Tensor:
+        """Bool [P]: the image tokens of `sample.images[image]`."""
+        return self.part_P == image_part(sample, image)
+
+    def query_image_mask(self, sample: Sample) -> Tensor:
+        """Bool [P]: the image tokens of the image that the answer is about."""
+        return self.image_mask(sample, sample.target_image)
 
     def resized_sizes(self, patch: int) -> tuple[tuple[int, int], ...]:
         """(width, height) in pixels of every image after the processor's resize."""
@@ -108,7 +124,9 @@ class PromptEncoder:
 
     def text(self, sample: Sample) -> str:
         """The chat text up to where the answer begins; one placeholder an image."""
-        messages = chat_messages(sample, self.family, self.limits)
+        return self._render(chat_messages(sample, self.family, self.limits))
+
+    def _render(self, messages: list[ChatMessage]) -> str:
         text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return text
 
@@ -119,6 +137,10 @@ class PromptEncoder:
         placeholder typed into a question, say), and where the processor refuses an image's shape.
         """
         ids: list[int] = self.tokenizer(self.text(sample), add_special_tokens=False)["input_ids"]
+        return [id for id, times in zip(ids, self._repeats(sample, ids), strict=True) for _ in range(times)]
+
+    def _repeats(self, sample: Sample, ids: Sequence[int]) -> list[int]:
+        """How often each id of the chat text stands in the prompt: an image's number of tokens, 1 for any other."""
         placeholders = ids.count(self.image_token_id)
         if placeholders != len(sample.images):
             raise ValueError(
@@ -126,7 +148,7 @@ class PromptEncoder:
             )
         sizes = [(image.height, image.width) for image in sample.images]
         counts = iter(self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"] if sizes else ())
-        return [out for id in ids for out in ([id] * next(counts) if id == self.image_token_id else [id])]
+        return [next(counts) if id == self.image_token_id else 1 for id in ids]
 
     def prompt_length(self, sample: Sample) -> int:
         """Tokens of the prompt after image expansion."""
@@ -171,10 +193,23 @@ class PromptEncoder:
         inputs = self.processor(text=[self.text(sample)], images=images or None, return_tensors="pt")
         return EncodedPrompt(
             input_ids=inputs["input_ids"][0],
+            part_P=self._parts(sample, inputs["input_ids"][0]),
             mm_token_type_ids=inputs["mm_token_type_ids"][0],
             pixel_values=inputs["pixel_values"].to(torch.float32) if images else None,
             image_grid_thw=inputs["image_grid_thw"] if images else None,
         )
+
+    def _parts(self, sample: Sample, input_ids: Tensor) -> Tensor:
+        """`EncodedPrompt.part_P`. Raises ValueError where the template hides a part, or the processor wrote other ids."""
+        messages = chat_messages(sample, self.family, self.limits)
+        text = self._render(messages)
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        repeats = torch.tensor(self._repeats(sample, tokens["input_ids"]))
+        if not torch.equal(torch.tensor(tokens["input_ids"]).repeat_interleave(repeats), input_ids):
+            raise ValueError(f"sample {sample.id}: the processor's ids are not the tokenizer's with the images expanded")
+        placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        spans = part_spans(text, messages, self._render, placeholder)
+        return token_parts(tokens["offset_mapping"], spans, sample).repeat_interleave(repeats)
 
 
 def _opening(processor: Any) -> str:

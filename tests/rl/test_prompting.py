@@ -6,14 +6,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from data.box import Frame
+from data.box import Box, Frame
 from data.families import FAMILIES, PixelLimits
-from data.sample import EncodedImage, Sample, TextPart
+from data.prompts import focus_prompt, render_text
+from data.sample import EncodedImage, ImagePart, PromptPart, Sample, SupportBoxPart, TextPart
 from rl.config import ModelConfig
-from rl.prompting import PromptEncoder
+from rl.prompt_parts import token_parts
+from rl.prompting import EncodedPrompt, PromptEncoder
+from tests.rl.pictures import png
 
 UNIT = 28 * 28
 LIMITS = [(None, None), (4 * UNIT, 9 * UNIT), (1 * UNIT, 100 * UNIT), (64 * UNIT, 64 * UNIT)]
@@ -116,3 +120,108 @@ def test_a_thought_that_the_template_opens_is_part_of_the_turn(
     plain = PromptEncoder(str(tiny_model_dir))
     assert plain.completion(sample, answer).text == answer
     assert plain.completion(sample, answer).frame == plain.answer_frame(sample)
+
+
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def focus_sample() -> Sample:
+    """Four supports with their boxes and a query, all of different sizes."""
+    rng = np.random.default_rng(5)
+    images = tuple(png(rng, 84 + 21 * number, 112 - 9 * number) for number in range(5))
+    boxes = tuple(Box(3 + number, 4, 50 + number, 60, images[number].frame) for number in range(4))
+    return Sample("focus", "test", images, focus_prompt(boxes), Box(1, 2, 30, 40, images[4].frame), target_image=4)
+
+
+def with_parts(sample: Sample, *parts: PromptPart) -> Sample:
+    """The same images with other words between them."""
+    return replace(sample, prompt=parts)
+
+
+def awkward(sample: Sample) -> Sample:
+    """Parts whose words the template has too, or another part, or the text of a box; blanks at their ends; other scripts."""
+    first, second = (part for part in sample.prompt if isinstance(part, SupportBoxPart) and part.index < 2)
+    words = ("user", "a", " le", "ft. ", "日本 − cafe\u0301 🙂\n", "[3, 4, 56, 56]", "")
+    images = [ImagePart(number) for number in range(1, 5)]
+    return with_parts(
+        sample, *map(TextPart, words), ImagePart(0), first, TextPart(","), second, *images, TextPart("assistant")
+    )
+
+
+def text_under(encoder: PromptEncoder, encoded: EncodedPrompt, mask: torch.Tensor) -> str:
+    decoded: str = encoder.tokenizer.decode(encoded.input_ids[mask], skip_special_tokens=False)
+    return decoded
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("words", ["paper", "awkward"])
+def test_every_token_knows_the_part_that_it_renders(
+    tiny_model_dir: Path, focus_sample: Sample, family: str, words: str
+) -> None:
+    encoder = PromptEncoder(str(tiny_model_dir), family=FAMILIES[family])
+    sample = focus_sample if words == "paper" else awkward(focus_sample)
+    encoded = encoder.encode(sample)
+    assert encoded.part_P.dtype == torch.int16 and encoded.part_P.shape == encoded.input_ids.shape
+    straddled = {" le": " left", "ft. ": ". "}  # one token, and so the first part's
+    for index, part in enumerate(sample.prompt):
+        mask = encoded.part_P == index
+        if isinstance(part, ImagePart):
+            assert set(encoded.input_ids[mask].tolist()) == {encoder.image_token_id}
+        else:
+            text = render_text(part, encoder.family, encoder.limits, sample)
+            composed = encoder.tokenizer.backend_tokenizer.normalizer.normalize_str(straddled.get(text, text))
+            assert text_under(encoder, encoded, mask) == composed
+    template = text_under(encoder, encoded, encoded.part_P == -1)
+    marks = "<|vision_start|><|vision_end|>" * len(sample.images)
+    start = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    assert template == f"{start}{marks}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_masks_of_support_boxes_and_of_the_query(tiny_model_dir: Path, focus_sample: Sample) -> None:
+    encoder = PromptEncoder(str(tiny_model_dir))
+    encoded = encoder.encode(focus_sample)
+    # The supports' 84 × 112, 105 × 103, 126 × 94 and 147 × 85 become 84 × 112, 112 × 112, 112 × 84 and 140 × 84, and the
+    # boxes, by hand:
+    assert text_under(encoder, encoded, encoded.box_mask(focus_sample)) == (
+        "[3, 4, 50, 60][4, 4, 54, 65][4, 4, 46, 54][6, 4, 50, 59]"
+    )
+    query = encoded.query_image_mask(focus_sample)
+    width, height = encoded.resized_sizes(encoder.family.patch)[4]
+    assert int(query.sum()) == width * height // UNIT
+    assert query.nonzero()[0] > encoded.box_mask(focus_sample).nonzero()[-1]
+
+
+def test_a_prompt_without_boxes_has_an_empty_mask(tiny_model_dir: Path, tiny_samples: list[Sample]) -> None:
+    encoded = PromptEncoder(str(tiny_model_dir)).encode(tiny_samples[0])
+    assert not encoded.box_mask(tiny_samples[0]).any()
+    # The scene, the first image, is the one that a LOCUS answer is about.
+    assert encoded.query_image_mask(tiny_samples[0]).nonzero()[0] < encoded.image_mask(tiny_samples[0], 1).nonzero()[0]
+
+
+def test_a_token_of_two_parts_is_the_boxs_if_it_has_any_of_it(focus_sample: Sample) -> None:
+    text, _, box = focus_sample.prompt[:3]
+    sample = with_parts(focus_sample, text, box, text, *(ImagePart(number) for number in range(5)))
+    #          0123456789…      template 0–2, text 2–5, box 5–9, text 9–12
+    spans = [(2, 5), (5, 9), (9, 12)]
+    offsets = [(0, 1), (1, 3), (3, 5), (4, 6), (6, 8), (8, 12), (10, 10), (11, 14), (12, 14)]
+    assert token_parts(offsets, spans, sample).tolist() == [-1, 0, 0, 1, 1, 1, 2, 2, -1]
+
+
+def test_a_template_that_moves_or_alters_a_part_is_refused(
+    tiny_model_dir: Path, focus_sample: Sample, tmp_path: Path
+) -> None:
+    moved, altered = tmp_path / "moved", tmp_path / "altered"
+    item = "{{ content['text'] }}"
+    for folder, change in (
+        (moved, ("content in message['content']", "content in message['content'] | sort(attribute='type')")),
+        (altered, (item, "{{ content['text'] | upper }}")),
+    ):
+        shutil.copytree(tiny_model_dir, folder)
+        template = folder / "chat_template.jinja"
+        assert change[0] in template.read_text()
+        template.write_text(template.read_text().replace(*change))
+    with pytest.raises(ValueError, match="does not keep the order of the prompt's parts: part 1 of 10"):
+        PromptEncoder(str(moved)).encode(focus_sample)
+    with pytest.raises(ValueError, match="alters part 0 of the prompt: expected 'Locate"):
+        PromptEncoder(str(altered)).encode(focus_sample)
