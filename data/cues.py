@@ -10,21 +10,17 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image as PILImage
 
 from data.box import Box
 from data.config import CueFormat, SceneStorage
+from data.image_file import ImageFileError, ImageProblem, load_image
 from data.prompts import locus_prompt
 from data.sample import EncodedImage, Sample
 from data.store import samples_to_table
-
-ImageProblem = Literal["missing_image", "undecodable_image", "size_mismatch"]
-
-# Formats that datasets of photographs come in. Pillow would also start other programs for some (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 # On crops of photographs zlib's fastest level takes 0.4 of the default's time for 4 % more bytes.
 _PNG_LEVEL = 1
@@ -87,17 +83,9 @@ def cut_scenes(settings: CutSettings, scenes: Sequence[ScenePlan]) -> CutScenes:
 def cut_scene(settings: CutSettings, scene: ScenePlan) -> list[Sample] | ImageProblem:
     """The samples of one scene, or what is wrong with its image."""
     try:
-        content = (settings.images / scene.file_name).read_bytes()
-    except (OSError, ValueError):  # ValueError: a file name that no file can have
-        return "missing_image"
-    try:
-        image = PILImage.open(io.BytesIO(content), formats=_FORMATS)
-        # As stored: the annotations were made without turning the image as its EXIF says, and it is shown so too.
-        if image.size != (scene.width, scene.height):
-            return "size_mismatch"
-        image.load()
-    except Exception:  # Pillow's decoders raise almost anything on damaged bytes; all of it means the same here.
-        return "undecodable_image"
+        content, image = load_image(settings.images / scene.file_name, (scene.width, scene.height))
+    except ImageFileError as error:
+        return error.problem
     if settings.scene_storage == "bytes":
         stored = EncodedImage(scene.width, scene.height, encoded=content)
     else:
