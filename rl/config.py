@@ -10,6 +10,7 @@ nearest valid one. This module imports neither torch nor ray, so that `--help` a
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class ModelConfig:
     max_pixels: int | None = None
     freeze_vision: bool = False
     attention: str = "sdpa"
+    quantization: str | None = None  # nf4 | fp4: the base in 4 bits through bitsandbytes, under LoRA (QLoRA)
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 
@@ -155,8 +157,21 @@ class GrpoConfig:
 
 
 @dataclass
+class AttentionLossConfig:
+    """FOCUS's L = L_LM + β·L_bbox (eqs. 5–10): query-image tokens are to attend to the supports' box tokens.
+
+    `weight` is β (0: no attention loss), `margin` is μ. `layers`: all | first5 | last5 | a list as "0,1,2".
+    """
+
+    weight: float = 0.0
+    margin: float = 0.025
+    layers: str = "all"
+    reduction: str = "mean"  # mean: attention per box token, the paper's | sum: attention on the boxes altogether
+
+
+@dataclass
 class SftConfig:
-    """The SFT stage: language-model loss on the answer only.
+    """The SFT stage: language-model loss on the answer only, with an attention loss beside it if that has a weight.
 
     With `stop_at` it ends when greedy validation's `stop_metric` reaches that value: a gate on what was learnt, not on time.
     """
@@ -166,6 +181,7 @@ class SftConfig:
     teacher: str = "locus"  # who writes the answers: see rl/teachers.py
     stop_metric: str = "mean_iou"
     stop_at: float | None = None
+    attention_loss: AttentionLossConfig = field(default_factory=AttentionLossConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-4, warmup_ratio=0.03))
 
 
@@ -207,6 +223,7 @@ class Recipe:
     stages: list[str] = field(default_factory=lambda: ["grpo"])
     seed: int = 0
     runs: str = "runs"
+    start_from: str | None = None  # a run, or a checkpoint of one: the first stage begins with that policy
     resume: str | None = None
     mismatch_bound: float = 0.5  # gate at step 0: the largest |rollout logprob − learner logprob| of a token
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -326,6 +343,10 @@ def check_recipe(recipe: Recipe) -> None:
     _choose("sft.optimizer.schedule", [recipe.sft.optimizer.schedule], ("constant", "linear", "cosine"))
     _choose("sft.stop_metric", [recipe.sft.stop_metric], ("mean_iou", "acc@0.5", "acc@0.75", "picks_target", "reward"))
     _choose("sft.teacher", [recipe.sft.teacher], ("locus", "focus", "locus_imprecise"))
+    _choose("model.quantization", [recipe.model.quantization or "nf4"], ("nf4", "fp4"))
+    if recipe.model.quantization and not recipe.model.lora.rank:
+        raise ConfigError("`model.quantization` freezes the base, which leaves nothing to train; set `model.lora.rank`")
+    _check_attention_loss(recipe.sft.attention_loss)
     if not recipe.stages:
         raise ConfigError(f"`stages` is empty; choose from {', '.join(STAGES)}")
     for key, value in (
@@ -347,6 +368,14 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(str(error)) from error
     if "grpo" in recipe.stages:
         _check_grpo(recipe)
+
+
+def _check_attention_loss(config: AttentionLossConfig) -> None:
+    _choose("sft.attention_loss.reduction", [config.reduction], ("mean", "sum"))
+    if config.weight < 0:
+        raise ConfigError(f"`sft.attention_loss.weight` is {config.weight}; 0 for none, or more")
+    if not re.fullmatch(r"all|(first|last)[1-9]\d*|\d+(\s*,\s*\d+)*", config.layers):
+        raise ConfigError(f"`sft.attention_loss.layers` is `{config.layers}`; all, first5, last5, or a list as 0,1,2")
 
 
 def _check_grpo(recipe: Recipe) -> None:

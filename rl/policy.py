@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from rl.config import LoraConfig, ModelConfig
 from rl.layout import ModelInputs, RopeIndex
+from rl.quantization import load_quantized
 
 LOGITS_CHUNK = 2048  # answer tokens whose logits exist at once: 1.2 GB in float32 at a 152k vocabulary
 
@@ -72,9 +73,16 @@ class Policy(nn.Module):
         return log_probs_KV.gather(-1, target_K[:, None])[:, 0], entropy_K
 
 
-def build_model(config: ModelConfig, dtype: torch.dtype, with_weights: bool = True) -> PreTrainedModel:
-    """The model of `config.path` in training mode without dropout; on `meta`, weightless, where another rank sends them."""
-    if with_weights:
+def build_model(
+    config: ModelConfig, dtype: torch.dtype, compute_dtype: torch.dtype, device: torch.device, with_weights: bool = True
+) -> PreTrainedModel:
+    """The model of `config.path` in training mode without dropout; on `meta`, weightless, where another rank sends them.
+
+    A quantized base computes in `compute_dtype` and is loaded on `device` by every rank; everything else is in `dtype`.
+    """
+    if config.quantization:
+        model = load_quantized(config, compute_dtype, device)
+    elif with_weights:
         model = AutoModelForImageTextToText.from_pretrained(
             config.path, dtype=dtype, attn_implementation=config.attention, low_cpu_mem_usage=True
         )
@@ -85,9 +93,12 @@ def build_model(config: ModelConfig, dtype: torch.dtype, with_weights: bool = Tr
     model.config.use_cache = False
     model.train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not (config.freeze_vision and is_vision(name)))
+        parameter.requires_grad_(parameter.is_floating_point() and not (config.freeze_vision and is_vision(name)))
     if config.lora.rank:
         model = get_peft_model(model, peft_config(config.lora), autocast_adapter_dtype=False)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.to(dtype)
     return cast(PreTrainedModel, model)
 
 

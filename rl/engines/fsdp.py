@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from rl.config import LearnerConfig, ModelConfig, OptimizerConfig
 from rl.engines.base import Rendezvous
 from rl.policy import Policy, build_model
+from rl.quantization import full_precision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -94,15 +96,20 @@ class FsdpEngine:
     ) -> None:
         self.where = where
         self.device, self._owns_group = join(where)
-        built = build_model(model, torch.float32, with_weights=where.rank == 0)
+        dtype = DTYPES[learner.dtype]
+        self._lora = model.lora.rank > 0
+        built = build_model(model, torch.float32, dtype, self.device, with_weights=where.rank == 0)
         policy = Policy(built, banned)
         if optimizer is None:
             policy.requires_grad_(False)
         elif learner.activation_checkpointing:
             policy.base.gradient_checkpointing_enable({"use_reentrant": False})
-        weights = policy.state_dict() if where.rank == 0 else {}
-        self.policy = self._shard(policy, DTYPES[learner.dtype])
-        self._receive(weights, dict(policy.named_buffers()))
+        if model.quantization:
+            self.policy = self._shard_adapter(policy, dtype)
+        else:
+            weights = policy.state_dict() if where.rank == 0 else {}
+            self.policy = self._shard(policy, dtype)
+            self._receive(weights, dict(policy.named_buffers()))
         self.max_grad_norm = optimizer.max_grad_norm if optimizer else 0.0
         self.optimizer = self._build_optimizer(optimizer) if optimizer else None
 
@@ -112,6 +119,21 @@ class FsdpEngine:
         for block in blocks(policy.base):
             fully_shard(block, mesh=mesh, mp_policy=precision)
         fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+        return policy
+
+    def _shard_adapter(self, policy: Policy, dtype: torch.dtype) -> Policy:
+        """Shard the LoRA matrices alone: packed weights cannot be cut, so every rank holds the whole base, in 4 bits."""
+        adapter = {name: parameter for name, parameter in policy.named_parameters() if ".lora_" in name}
+        base = {parameter for name, parameter in policy.named_parameters() if name not in adapter}
+        for parameter in adapter.values():
+            if not self.where.alone:
+                dist.broadcast(parameter.data, src=0)
+        mesh = init_device_mesh(self.device.type, (self.where.world_size,))
+        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        for block in blocks(policy.base):
+            if any(".lora_" in name for name, _ in block.named_parameters()):
+                fully_shard(block, mesh=mesh, mp_policy=precision, ignored_params=base)
+        fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False, ignored_params=base)
         return policy
 
     def _receive(self, weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
@@ -156,14 +178,14 @@ class FsdpEngine:
             own = {id(parameter): (name, parameter) for name, parameter in reversed(list(_own_parameters(module)))}
             for name, parameter in reversed(own.values()):
                 # The gathered storage is freed below, while a consumer may still be filling its bucket.
-                yield f"{prefix}.{name}".lstrip("."), parameter.detach().clone()
+                yield f"{prefix}.{name}".lstrip("."), full_precision(parameter)
             module.reshard()
 
     def save(self, directory: Path) -> None:
         assert self.optimizer is not None
         model_state, optimizer_state = get_state_dict(self.policy, self.optimizer)
         try:
-            dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory)
+            dcp.save({"model": self._changing(model_state), "optimizer": optimizer_state}, checkpoint_id=directory)
         except CheckpointException as error:  # no Exception, and its text is every rank's traceback
             rank, (cause, _) = next(iter(error.failures.items()))
             raise OSError(f"rank {rank} could not write its shards: {type(cause).__name__}: {cause}") from None
@@ -171,14 +193,24 @@ class FsdpEngine:
     def load(self, directory: Path) -> None:
         assert self.optimizer is not None
         model_state, optimizer_state = get_state_dict(self.policy, self.optimizer)
-        state = {"model": model_state, "optimizer": optimizer_state}
+        state = {"model": self._changing(model_state), "optimizer": optimizer_state}
         dcp.load(state, checkpoint_id=directory)
-        set_state_dict(self.policy, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(
+            self.policy,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(strict=not self._lora),
+        )
 
     def load_policy(self, directory: Path) -> None:
-        state = {"model": get_model_state_dict(self.policy)}
+        state = {"model": self._changing(get_model_state_dict(self.policy))}
         dcp.load(state, checkpoint_id=directory)
-        set_model_state_dict(self.policy, state["model"])
+        set_model_state_dict(self.policy, state["model"], options=StateDictOptions(strict=not self._lora))
+
+    def _changing(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds: under LoRA the adapter alone, because the base is in the model's folder."""
+        return {name: value for name, value in state.items() if ".lora_" in name} if self._lora else state
 
     def total(self, values: Tensor) -> Tensor:
         return self._reduce(values, dist.ReduceOp.SUM)

@@ -57,14 +57,20 @@ def case_batch(encoder: PromptEncoder, groups: int = 5, answers: int = 3) -> Dat
     return batch
 
 
-def model_config(model_dir: Path, lora_rank: int = 0) -> ModelConfig:
-    return ModelConfig(path=str(model_dir), lora=LoraConfig(rank=lora_rank, alpha=2 * lora_rank))
+def model_config(model_dir: Path, lora_rank: int = 0, quantization: str | None = None) -> ModelConfig:
+    lora = LoraConfig(rank=lora_rank, alpha=2 * lora_rank)
+    return ModelConfig(path=str(model_dir), lora=lora, quantization=quantization)
 
 
 def build_learner(
-    model_dir: Path, where: Rendezvous | None = None, lora_rank: int = 0, frozen: bool = False, **config: Any
+    model_dir: Path,
+    where: Rendezvous | None = None,
+    lora_rank: int = 0,
+    frozen: bool = False,
+    quantization: str | None = None,
+    **config: Any,
 ) -> Learner:
-    model = model_config(model_dir, lora_rank)
+    model = model_config(model_dir, lora_rank, quantization)
     learner = LearnerConfig(**{"dtype": "float32", **config})
     optimizer = None if frozen else OptimizerConfig(lr=1e-2 if lora_rank else 1e-3)
     return Learner(model, learner, optimizer, PromptEncoder.of(model), where or Rendezvous(), temperature=0.8)
@@ -78,9 +84,12 @@ def run_updates(learner: Learner, batch: DataProto, world: int, rank: int, steps
     ]
 
 
-def _rank(rank: int, world: int, port: int, model_dir: Path, out: Path, lora_rank: int, save_to: Path | None) -> None:
+def _rank(
+    rank: int, world: int, port: int, model_dir: Path, out: Path, lora_rank: int, save_to: Path | None, base: str | None
+) -> None:
     torch.set_num_threads(1)
-    learner = build_learner(model_dir, Rendezvous(rank, world, 0, "127.0.0.1", port), lora_rank, tokens_per_micro_batch=400)
+    where = Rendezvous(rank, world, 0, "127.0.0.1", port)
+    learner = build_learner(model_dir, where, lora_rank, quantization=base, tokens_per_micro_batch=400)
     batch = case_batch(learner.encoder)
     metrics = run_updates(learner, batch, world, rank)
     if save_to is not None:
@@ -92,12 +101,19 @@ def _rank(rank: int, world: int, port: int, model_dir: Path, out: Path, lora_ran
     learner.close()
 
 
-def on_ranks(world: int, model_dir: Path, out: Path, lora_rank: int = 0, save_to: Path | None = None) -> dict[str, Any]:
+def on_ranks(
+    world: int,
+    model_dir: Path,
+    out: Path,
+    lora_rank: int = 0,
+    save_to: Path | None = None,
+    quantization: str | None = None,
+) -> dict[str, Any]:
     """Two updates on `world` processes: metrics a step and the full weights afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_rank, args=(world, port, model_dir, out, lora_rank, save_to), nprocs=world)
+    mp.spawn(_rank, args=(world, port, model_dir, out, lora_rank, save_to, quantization), nprocs=world)
     loaded: dict[str, Any] = torch.load(out)
     return loaded
 
