@@ -49,7 +49,7 @@ _TRAP_PERIOD = 10
 
 @dataclass
 class _Tracks:
-    """The tracks of one video, in the order of their ids; `boxes` are [x, y, width, height] of every frame, annotated or not."""
+    """The tracks of one video by rising id; `boxes` are [x, y, width, height] of every frame, annotated or not."""
 
     categories: list[int]
     boxes: list[list[list[float]]]
