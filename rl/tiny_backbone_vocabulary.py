@@ -15,6 +15,11 @@ IMAGE_PAD = "<|image_pad|>"
 VIDEO_PAD = "<|video_pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
 
+# LLaVA-OneVision has marks of its own, and none around an image.
+LLAVA_IMAGE = "<image>"
+LLAVA_VIDEO = "<video>"
+LLAVA_SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, LLAVA_IMAGE, LLAVA_VIDEO)
+
 # Plain tokens, not special ones: decoding with skip_special_tokens must keep them, since the rewards read them.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -82,6 +87,16 @@ CHAT_TEMPLATE = (
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endif %}"
     "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# LLaVA-OneVision's template: all images first, then all texts, whatever their order in the message.
+LLAVA_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    "{% for content in message['content'] if content['type'] == 'image' %}<image>{% endfor %}"
+    "{% for content in message['content'] if content['type'] == 'video' %}<video>{% endfor %}"
+    "{% for content in message['content'] if content['type'] == 'text' %}{{ '\\n' + content['text'] }}{% endfor %}"
+    "<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 

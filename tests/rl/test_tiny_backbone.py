@@ -1,9 +1,10 @@
-"""The tiny backbone: small, loadable by the 7B's classes, the same bytes for the same seed, and a lossless tokenizer."""
+"""The tiny backbones: small, loadable by the 7B's classes, the same bytes for the same seed, and a lossless tokenizer."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,21 +15,37 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
 )
 
 from data.prompts import FOCUS_PROMPT, LOCUS_PROMPT
 from rl import tiny_backbone_vocabulary as vocabulary
-from rl.tiny_backbone import TinyShape, build_tokenizer, write
+from rl.tiny_backbone import ARCHITECTURES, TinyShape, build_tokenizer, write
+
+CLASSES = {
+    "qwen2_vl": (Qwen2VLForConditionalGeneration, Qwen2VLProcessor),
+    "qwen2_5_vl": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor),
+    "llava_onevision": (LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor),
+}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("backbone")
-    write(out, seed=0)
-    return out
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("backbones")
+    for architecture in ARCHITECTURES:
+        write(out / architecture, seed=0, architecture=architecture)
+    return {architecture: out / architecture for architecture in ARCHITECTURES}
+
+
+@pytest.fixture(scope="module")
+def folder(folders: dict[str, Path]) -> Path:
+    return folders["qwen2_5_vl"]
 
 
 @cache
@@ -41,24 +58,41 @@ def tokenizer() -> Qwen2Tokenizer:
     return shared_tokenizer()
 
 
-def test_fewer_than_two_million_parameters_in_the_7b_s_class(folder: Path) -> None:
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    assert isinstance(model, Qwen2_5_VLForConditionalGeneration)
+@pytest.mark.parametrize(("architecture", "classes"), CLASSES.items())
+def test_fewer_than_two_million_parameters_in_the_7b_s_classes(
+    folders: dict[str, Path], architecture: str, classes: tuple[type[Any], type[Any]]
+) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(folders[architecture])
+    assert type(model) is classes[0]
+    assert model.config.model_type == architecture
     assert model.dtype == torch.float32
     assert model.num_parameters() < 2_000_000
+    assert type(AutoProcessor.from_pretrained(folders[architecture])) is classes[1]
 
 
-def test_tokenizer_and_processor_load_as_the_7b_s_classes(folder: Path, tokenizer: Qwen2Tokenizer) -> None:
+def test_every_architecture_is_tested() -> None:
+    assert CLASSES.keys() == ARCHITECTURES.keys()
+
+
+def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'qwen9'; known are qwen2_5_vl, qwen2_vl, llava_onevision"):
+        write(tmp_path, architecture="qwen9")
+
+
+def test_the_tokenizer_loads_as_the_7b_s_class(folder: Path, tokenizer: Qwen2Tokenizer) -> None:
     loaded = AutoTokenizer.from_pretrained(folder)
     assert isinstance(loaded, Qwen2Tokenizer)
-    assert isinstance(AutoProcessor.from_pretrained(folder), Qwen2_5_VLProcessor)
     text = "<think> red disc </think><answer>[0, 34, 56, 112]</answer><|im_end|>"
     assert loaded(text).input_ids == tokenizer(text).input_ids
 
 
-def test_same_seed_same_bytes_another_seed_other_weights(folder: Path, tmp_path: Path) -> None:
-    write(tmp_path / "again", seed=0)
-    write(tmp_path / "other", seed=1)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_same_seed_same_bytes_another_seed_other_weights(
+    folders: dict[str, Path], tmp_path: Path, architecture: str
+) -> None:
+    folder = folders[architecture]
+    write(tmp_path / "again", seed=0, architecture=architecture)
+    write(tmp_path / "other", seed=1, architecture=architecture)
     files = sorted(path.name for path in folder.iterdir())
     assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
     for name in files:
@@ -138,3 +172,17 @@ def test_a_two_image_prompt_runs_and_has_the_tokens_of_its_grids(folder: Path) -
 def test_mrope_sections_fill_half_a_head() -> None:
     shape = TinyShape()
     assert 2 * sum(shape.mrope_section) == shape.hidden_size // shape.heads
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_llava_cuts_a_single_image_into_tiles_and_gives_several_one_tile_each(folders: dict[str, Path], images: int) -> None:
+    processor = AutoProcessor.from_pretrained(folders["llava_onevision"])
+    model = AutoModelForImageTextToText.from_pretrained(folders["llava_onevision"])
+    pictures = [[Image.new("RGB", (112, 84), "red")] * images]
+    inputs = processor(text=["<image>" * images + "Image 1"], images=pictures, return_tensors="pt")
+    # One image: a 4 × 4 overview and 2 × 2 tiles, of whose 8 × 8 tokens the padding's two rows are cut, with an end mark a
+    # row. Two images: an overview and an end mark each.
+    assert (inputs.input_ids == model.config.image_token_id).sum().item() == {1: 16 + 6 * 8 + 6, 2: 2 * (16 + 1)}[images]
+    assert inputs.pixel_values.shape == (images, {1: 5, 2: 1}[images], 3, 56, 56)
+    with torch.no_grad():
+        assert torch.isfinite(model(**inputs).logits).all()
