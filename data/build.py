@@ -1,6 +1,7 @@
 """Builds a dataset folder of samples from official dataset files.
 
     python -m data.build locus --annotations instances_train2014.json --images train2014/ --out datasets/locus
+    python -m data.build focus --dataset tao --root tao/ --split train --out datasets/tao
 
 Prints a table of what was kept and what was dropped and why; the same account is in OUT/build.json. OUT appears only when
 it is complete. A new builder is one module with HELP, add_arguments and build, and one line in BUILDERS.
@@ -19,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from data import locus_command
+from data import focus_command, locus_command
 from data.build_report import BuildReport
 from data.parallel import available_cores
 
@@ -36,6 +37,7 @@ class Builder:
 
 
 BUILDERS: dict[str, Builder] = {
+    "focus": Builder(focus_command.HELP, focus_command.add_arguments, focus_command.build),
     "locus": Builder(locus_command.HELP, locus_command.add_arguments, locus_command.build),
 }
 
