@@ -12,11 +12,13 @@ code turns it, everything downstream here does not.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data.image_file import ImageFileError, image_size, load_image
 from data.track import Corners, Track, TrackError, TrackFrame, TrackList
 from data.track_files import numbered_images
 
@@ -58,34 +60,31 @@ def read_album(folder: Path) -> Track:
 
 
 def _frame(image_file: Path, mask_file: Path) -> TrackFrame:
-    with _open(image_file) as image:
-        size, orientation = image.size, image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
+    try:
+        size = image_size(image_file)
+        _, mask = load_image(mask_file, size)
+    except ImageFileError as error:
+        raise TrackError(str(error)) from error
+    orientation = _orientation(image_file)
     if orientation != _UPRIGHT:
         raise TrackError(f"{image_file}: stored turned (EXIF orientation {orientation}); save it upright, without EXIF")
-    with _open(mask_file) as mask:
-        if mask.size != size:
-            raise TrackError(
-                f"{mask_file}: the mask is {mask.width}×{mask.height}, its image {image_file} is {size[0]}×{size[1]}"
-            )
-        corners = _bounding_box(mask, mask_file)
-    return TrackFrame(image_file, corners, None if corners else "absent", size)
+    if mask.format != "PNG" or mask.mode not in _MASK_MODES:
+        raise TrackError(f"{mask_file}: expected a PNG in 8-bit colour, palette or grey, got {mask.format} {mask.mode}")
+    corners = _bounding_box(mask)
+    return TrackFrame(image_file, corners, "absent" if corners is None else None, size)
 
 
-def _open(path: Path) -> Image.Image:
+def _orientation(path: Path) -> int:
     try:
-        return Image.open(path)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise TrackError(f"{path}: not a readable image: {error}") from error
+        with Image.open(path) as image:
+            return int(image.getexif().get(_ORIENTATION_TAG, _UPRIGHT))
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise TrackError(f"{path}: its EXIF cannot be read: {error}") from error
 
 
-def _bounding_box(mask: Image.Image, mask_file: Path) -> Corners | None:
-    """The half-open bounding box of what is not black, None where all is."""
-    if mask.mode not in _MASK_MODES:
-        raise TrackError(f"{mask_file}: expected a mask in 8-bit colour, palette or grey, got mode {mask.mode}")
-    try:
-        grey = np.asarray(mask.convert("RGB").convert("L"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise TrackError(f"{mask_file}: the mask cannot be decoded: {error}") from error
+def _bounding_box(mask: Image.Image) -> Corners | None:
+    """The half-open bounding box of what is not black, None where all is. Transparency says nothing."""
+    grey = np.asarray(mask.convert("RGB").convert("L"))
     columns, rows = np.flatnonzero(grey.any(axis=0)), np.flatnonzero(grey.any(axis=1))
     if not len(columns):
         return None
