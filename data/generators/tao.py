@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,8 +82,8 @@ def write_tao(
         rendered = pool.map(partial(write_video, spec=spec, seed=seed, photographs=photographs), files)
         for index, (name, labelled) in enumerate(zip(names, rendered, strict=True)):
             tracks = _tracks(labelled)
-            if traps:
-                _spring(index % _TRAP_PERIOD, tracks)
+            if traps and index % _TRAP_PERIOD in _TRAPS:
+                _TRAPS[index % _TRAP_PERIOD](tracks)
             content.add_video(name, tracks)
     if traps:
         content.shuffle(np.random.default_rng([seed, videos]))
@@ -113,12 +114,6 @@ def _xywh(box: Box) -> list[float]:
     return [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
 
 
-def _spring(trap: int, tracks: _Tracks) -> None:
-    """Lay trap number `trap`, if there is one of that number."""
-    if trap in _TRAPS:
-        _TRAPS[trap](tracks)
-
-
 def _merged_category(tracks: _Tracks) -> None:
     tracks.categories = [_MERGED + category for category in tracks.categories]
 
@@ -147,7 +142,13 @@ def _absent_target(tracks: _Tracks) -> None:
         frames.discard(len(tracks.boxes[0]) // 2)
 
 
-_TRAPS = {0: _merged_category, 1: _negative_box, 2: _empty_box, 3: _tie, 4: _absent_target}
+_TRAPS: dict[int, Callable[[_Tracks], None]] = {
+    0: _merged_category,
+    1: _negative_box,
+    2: _empty_box,
+    3: _tie,
+    4: _absent_target,
+}
 
 
 class _Content:
