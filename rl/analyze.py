@@ -1,0 +1,111 @@
+"""Where a model looks when it answers: `python -m rl.analyze RECIPE.yaml checkpoint=… out=… [option=value …] [key=value …]`.
+
+    checkpoint=DIR            Hugging Face folder of the policy, an export for example
+    out=DIR                   folder to write: analysis.json, split.svg, heatmaps/
+    samples=32                how many of the recipe's validation samples; null: all
+    answer=own|true           whose tokens' attention is read: the model's own greedy answer, or the true one
+    category=out|in|both      the prompt without the category's name, with it, or both beside each other
+    heatmaps=8                how many samples are drawn
+    layers=[0,1,2,3,4]        whose mean is drawn (default: all); each_layer=true draws every one
+    images=query|all          which images of a sample are drawn
+    normalize=peak|minmax     of each picture; shared=true: of all pictures alike; peak=0.01: a given peak
+
+Anything else is an override of the recipe (data.validation=…, model.max_pixels=…).
+Exit status: 0 done, 1 failed with a message, 2 an option, a recipe or an override that cannot run, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.versions import VersionError, check_versions
+from rl.analysis.config import AnalysisConfig, parse_options
+from rl.config import ConfigError, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from data.sample import Sample
+    from rl.analysis.answers import Reader
+
+USAGE = "usage: python -m rl.analyze RECIPE.yaml checkpoint=… out=… [option=value …] [key=value …]"
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\n{USAGE}")
+        return 0 if argv else 2
+    try:
+        check_versions()
+        options, overrides = parse_options(argv[1:])
+        recipe = load_recipe(argv[0], overrides)
+    except VersionError as error:
+        print(f"versions: {error}", file=sys.stderr)
+        return 1
+    except ConfigError as error:
+        print(f"config: {error}", file=sys.stderr)
+        return 2
+    try:
+        analyze(recipe, options)
+    except KeyboardInterrupt:
+        print("Stopped; nothing is written.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def analyze(recipe: Recipe, options: AnalysisConfig) -> None:
+    """Read, ask, write and print. Raises ValueError for what a user can mend."""
+    from rich.console import Console
+
+    from rl.analysis.record import check_out, console_table, write_analysis
+    from rl.analysis.study import Asked, study
+    from rl.analysis.token_classes import PROMPTS
+
+    out = Path(options.out)
+    check_out(out)
+    samples = _samples(recipe, options.samples)
+    reader = _reader(recipe, options.checkpoint)
+    _check_layers(options.layers, reader.layers)
+    studies = {}
+    for name, prompt in PROMPTS[options.category].items():
+        print(f"{recipe.name}: {len(samples)} samples, category {name}", flush=True)
+        asked = Asked(prompt, options.answer, options.heatmaps, options.images == "all")
+        studies[name] = study(reader, samples, asked)
+    write_analysis(out, studies, options, recipe.name)
+    Console().print(console_table(studies, recipe.name))
+    print(f"analysis: {out}")
+
+
+def _samples(recipe: Recipe, wanted: int | None) -> list[Sample]:
+    from data.store import SampleStore
+
+    store = SampleStore(recipe.data.validation, split="validation")
+    return [store[index] for index in range(min(wanted or len(store), len(store)))]
+
+
+def _reader(recipe: Recipe, checkpoint: str) -> Reader:
+    from rl.analysis.answers import Reader
+    from rl.engines.fsdp import DTYPES
+    from rl.prompting import PromptEncoder
+
+    model = recipe.model
+    encoder = PromptEncoder(checkpoint, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    return Reader.load(checkpoint, encoder, DTYPES[recipe.learner.dtype], model.attention, recipe.rollout.max_tokens)
+
+
+def _check_layers(wanted: list[int] | None, layers: int) -> None:
+    for layer in wanted or ():
+        if not 0 <= layer < layers:
+            raise ValueError(f"`layers` names layer {layer}; the model has layers 0 to {layers - 1}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
