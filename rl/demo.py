@@ -107,7 +107,7 @@ def rebuild_warm_start(overrides: Sequence[str]) -> int:
 
 
 def _newest_run(recipe: Recipe) -> Path:
-    return max((Path(recipe.runs) / recipe.name).iterdir(), key=lambda path: path.name)
+    return max(path.parent for path in (Path(recipe.runs) / recipe.name).glob("*/config.yaml"))
 
 
 def main(argv: Sequence[str]) -> int:

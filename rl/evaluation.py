@@ -13,19 +13,26 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from data.box import Box
 from data.sample import Sample
 from rewards.iou import box_iou
 from rewards.parse import AnswerError, parse_answer
 from rewards.score import Completion, RewardFailure, Score
-from rl.protocols import Rewards, Rollouts
+from rl.protocols import Rewards
 from rl.records import Rollout, RolloutFailure, Sampling
 from rl.runlog import ValidationRecord
 
 
 class EvaluationError(RuntimeError):
     """Nothing could be evaluated; the message counts the reasons."""
+
+
+class Answerer(Protocol):
+    """What an evaluation asks of `rl.protocols.Rollouts`: answers, and no new weights."""
+
+    def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[list[Rollout | RolloutFailure]]: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Evaluation:
 
 
 def evaluate(
-    rollouts: Rollouts,
+    rollouts: Answerer,
     rewards: Rewards,
     samples: Sequence[Sample],
     complete: Callable[[Sample, str], Completion],
@@ -59,7 +66,7 @@ def evaluate(
         lost += [verdict.reason for verdict in verdicts if isinstance(verdict, RewardFailure)]
         reasons = "; ".join(f"{count}× {reason}" for reason, count in Counter(lost).most_common(3))
         raise EvaluationError(f"none of {len(samples)} validation samples could be answered and judged: {reasons}")
-    records = tuple(_record(sample, completion, mode) for (sample, completion), _ in judged)
+    records = tuple(judged_record(sample, completion, mode) for (sample, completion), _ in judged)
     metrics = _metrics(records, [verdict for _, verdict in judged])
     return Evaluation(metrics | {"failures": float(len(samples) - len(judged))}, records)
 
@@ -82,7 +89,8 @@ def _metrics(records: Sequence[ValidationRecord], scores: Sequence[Score]) -> di
     return metrics
 
 
-def _record(sample: Sample, completion: Completion, mode: str) -> ValidationRecord:
+def judged_record(sample: Sample, completion: Completion, mode: str) -> ValidationRecord:
+    """An answer against its sample. Raises ValueError when the sample's target lies outside its image."""
     image = sample.images[sample.target_image]
     try:
         predicted = parse_answer(completion.text, completion.frame).to(image.frame)

@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 from PIL import Image as PILImage
 
@@ -22,6 +23,7 @@ from rl.summary import CHANGED, Pair
 
 # The images of a sample: the scene that the boxes are in, then the cues. Raises LookupError for an id it does not have.
 Images = Callable[[str], Sequence[PILImage.Image]]
+Ranked = TypeVar("Ranked")
 
 CARDS = 12
 SCENE_PIXELS, CUE_PIXELS = 480, 160
@@ -83,11 +85,11 @@ def _shares(counts: Sequence[int], places: int) -> list[int]:
     return shares
 
 
-def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """`count` of the pairs at evenly spaced ranks, ends included."""
+def spread(ranked: Sequence[Ranked], count: int) -> list[Ranked]:
+    """`count` of them at evenly spaced ranks, ends included."""
     if count <= 1:
-        return [pairs[len(pairs) // 2]] if count else []
-    return [pairs[round(rank * (len(pairs) - 1) / (count - 1))] for rank in range(count)]
+        return [ranked[len(ranked) // 2]] if count else []
+    return [ranked[round(rank * (len(ranked) - 1) / (count - 1))] for rank in range(count)]
 
 
 def select(pairs: Sequence[Pair], places: int = CARDS) -> Selection:
@@ -96,7 +98,7 @@ def select(pairs: Sequence[Pair], places: int = CARDS) -> Selection:
     kinds = [[pair for pair in ranked if _kind(pair) == kind] for kind in range(3)]
     counts = [len(kind) for kind in kinds]
     shares = _shares(counts, places)
-    chosen = [pair for kind, share in zip(kinds, shares, strict=True) for pair in _spread(kind, share)]
+    chosen = [pair for kind, share in zip(kinds, shares, strict=True) for pair in spread(kind, share)]
     return Selection(tuple(chosen), (shares[0], shares[1], shares[2]), (counts[0], counts[1], counts[2]))
 
 
