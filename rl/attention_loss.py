@@ -61,9 +61,7 @@ class BoxTargets:
 
     def _check(self, sample: int, place: Place) -> None:
         if not len(place.rows):
-            raise ValueError(
-                f"sample {sample} has no query-image token: the attention loss needs a query image in every sample"
-            )
+            raise ValueError(f"sample {sample} has no query-image token: the attention loss needs a query image")
         if not len(place.columns):
             raise ValueError(f"sample {sample} has no support-box token: the attention loss needs supports with boxes")
         if len(place.columns) == place.tokens:
@@ -169,9 +167,7 @@ def chosen_layers(spec: str, num_layers: int) -> tuple[int, ...]:
         raise ValueError(f"layers={spec!r} is none of first5, last5 (any count), all, or a list as 0,3,7")
     layers = tuple(int(part) for part in spec.split(","))
     if len(set(layers)) != len(layers) or max(layers) >= num_layers:
-        raise ValueError(
-            f"layers={spec!r} must name each of the model's {num_layers} layers, 0 … {num_layers - 1}, at most once"
-        )
+        raise ValueError(f"layers={spec!r} must name layers from 0 to {num_layers - 1}, each at most once")
     return tuple(sorted(layers))
 
 

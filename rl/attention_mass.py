@@ -177,7 +177,7 @@ def drop_causal(mask: Tensor | None, spans: tuple[Span, ...]) -> Tensor | None:
         if (seen_NL & ~causal_NL).any():
             raise ValueError(
                 f"the attention mask shows the query-image tokens of batch row {span.batch} keys after themselves or before "
-                f"token {span.first}, the first of their sample; attention must be causal, and a packed sample must see itself alone"
+                f"token {span.first}, where their sample begins; attention must be causal, a packed sample alone with itself"
             )
         ordered = ordered and bool((seen_NL == causal_NL).all())
     return None if ordered else mask
