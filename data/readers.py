@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from data.burst import read_permirs
-from data.burst import read_permirs
 from data.got10k import read_got10k
 from data.lasot import read_lasot
 from data.perseg import read_perseg
@@ -15,6 +14,5 @@ READERS: dict[str, Reader] = {
     "got10k": read_got10k,
     "tao": read_tao,
     "perseg": read_perseg,
-    "permirs": read_permirs,
     "permirs": read_permirs,
 }
