@@ -83,6 +83,11 @@ def exclusions(tracks: Sequence[Located], config: FocusConfig) -> list[str | Non
 def output_splits(tracks: Sequence[Located], sources: Sequence[Source], config: FocusConfig) -> list[OutputSplit]:
     """The split of every track. Raises ValueError when a track comes twice, or a video would serve both splits."""
     _refuse_repeated(tracks, sources)
+    if config.validation_fraction and all(source_split(source, config) != "train" for source in sources):
+        names = ", ".join(source.name for source in sources)
+        raise ValueError(
+            f"validation_fraction is taken from training videos, and {names} has none (--as train makes it one)"
+        )
     validation = set().union(*(_validation_videos(tracks, number, sources, config) for number in range(len(sources))))
     splits: list[OutputSplit] = []
     for track in tracks:
