@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib import import_module
@@ -107,8 +107,8 @@ def evaluate_recipe(recipe: Recipe, options: EvaluationOptions) -> Results:
     from rl.prompting import PromptEncoder
 
     started = time.monotonic()
-    folders: Mapping[str | None, str] = {**options.datasets} or {None: recipe.data.validation}
-    sets = evaluation_sets(folders, options.split, options.shots, options.samples)
+    folders = options.datasets.items() or [(None, recipe.data.validation)]
+    sets = evaluation_sets(list(folders), options.split, options.shots, options.samples)
     policy = policy_folder(options.checkpoint, recipe)
     # An export has its adapters merged in.
     model = replace(recipe.model, path=policy.path, lora=LoraConfig())

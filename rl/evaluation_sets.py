@@ -8,7 +8,7 @@ which is the rule by which episodes are built. Query, target and distractors sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -17,6 +17,8 @@ from data.sample import ImagePart, PromptPart, Sample, SupportBoxPart, TextPart
 from data.store import SampleStore
 
 DEFAULT_SHOTS = (1, 2, 4)
+# Metadata with one value an image of the prompt.
+_OF_FRAMES = ("frames", "wanted_frames", "absences")
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,17 @@ def with_shots(sample: Sample, shots: int) -> Sample:
     dropped = set(boxes) - kept
     images = [index for index in range(len(sample.images)) if index not in dropped]
     renumbered = {old: new for new, old in enumerate(images)}
+    metadata = {
+        name: [value[index] for index in images] if name in _OF_FRAMES else value
+        for name, value in sample.metadata.items()
+        if name != "moved_frames"
+    }
     return replace(
         sample,
         images=tuple(sample.images[index] for index in images),
         prompt=tuple(moved for part in sample.prompt if (moved := _renumber(part, renumbered)) is not None),
         target_image=renumbered[sample.target_image],
-        metadata={**sample.metadata, "shots": shots, "derived_from_shots": len(boxes)},
+        metadata=metadata | {"shots": shots, "derived_from_shots": len(boxes)},
     )
 
 
@@ -97,14 +104,14 @@ def _renumber(part: PromptPart, renumbered: Mapping[int, int]) -> PromptPart | N
 
 
 def evaluation_sets(
-    folders: Mapping[str | None, str], split: str, shots: tuple[int, ...] | None, limit: int | None
+    folders: Iterable[tuple[str | None, str]], split: str, shots: tuple[int, ...] | None, limit: int | None
 ) -> list[EvaluationSet]:
-    """All sets of the folders, each named by its key, or where that is None by the source of its samples.
+    """All sets of the folders, each named as given, or where that is None by the source of its samples.
 
     Raises ValueError for an empty split, and for a shot count that a dataset cannot give.
     """
     sets: list[EvaluationSet] = []
-    for name, folder in folders.items():
+    for name, folder in folders:
         store = SampleStore(folder, split)
         found = [_Found(row, sample.source, support_count(sample), len(sample.images)) for row, sample in enumerate(store)]
         if not found:
