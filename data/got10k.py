@@ -56,10 +56,10 @@ def read_video(folder: Path) -> Track:
     groundtruth = read_lines(folder / "groundtruth.txt")
     boxes = one_based_boxes(groundtruth, decimal)
     refuse_cut_decimals(groundtruth)
-    absent = numbers_of_lines(folder / "absence.label", len(boxes))
-    cover = numbers_of_lines(folder / "cover.label", len(boxes), highest=_HIGHEST_COVER)
     names = [f"{number:08d}.jpg" for number in range(1, len(boxes) + 1)]
     images = numbered_images(folder, names, groundtruth.path)
+    absent = numbers_of_lines(folder / "absence.label", len(boxes))
+    cover = numbers_of_lines(folder / "cover.label", len(boxes), highest=_HIGHEST_COVER)
     frames = tuple(
         TrackFrame(image, corners, _absence(corners, bool(gone), visible))
         for image, corners, gone, visible in zip(images, boxes, absent, cover, strict=True)
@@ -92,4 +92,6 @@ def _read_description(path: Path) -> dict[str, str]:
         described[key] = value
     if "object_class" not in described:
         raise lines.fault(len(lines.texts), "the file ends without an object_class")
+    if not lines.terminated and lines.texts[-1].strip().startswith("object_class"):
+        raise lines.fault(len(lines.texts), "the file ends inside its object_class: cut off?")
     return described

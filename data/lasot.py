@@ -52,6 +52,8 @@ def read_video(folder: Path) -> Track:
     """The track of one video's folder. Raises TrackError naming file, line and fault."""
     groundtruth = read_lines(folder / "groundtruth.txt")
     boxes = one_based_boxes(groundtruth, integer)
+    names = [f"{number:08d}.jpg" for number in range(1, len(boxes) + 1)]
+    images = numbered_images(folder / "img", names, groundtruth.path)
     occluded, occlusion_ends = numbers_of_one_line(folder / "full_occlusion.txt", len(boxes))
     outside, view_ends = numbers_of_one_line(folder / "out_of_view.txt", len(boxes))
     if not groundtruth.terminated and (occlusion_ends or view_ends):
@@ -59,8 +61,6 @@ def read_video(folder: Path) -> Track:
         raise groundtruth.fault(
             len(boxes), "no line end, though the video's other files have one: cut off? Add a line end if it is whole"
         )
-    names = [f"{number:08d}.jpg" for number in range(1, len(boxes) + 1)]
-    images = numbered_images(folder / "img", names, groundtruth.path)
     frames = tuple(
         TrackFrame(image, corners, _absence(corners, bool(hidden), bool(gone)))
         for image, corners, hidden, gone in zip(images, boxes, occluded, outside, strict=True)

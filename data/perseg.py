@@ -70,8 +70,18 @@ def _frame(image_file: Path, mask_file: Path) -> TrackFrame:
         raise TrackError(f"{image_file}: stored turned (EXIF orientation {orientation}); save it upright, without EXIF")
     if mask.format != "PNG" or mask.mode not in _MASK_MODES:
         raise TrackError(f"{mask_file}: expected a PNG in 8-bit colour, palette or grey, got {mask.format} {mask.mode}")
+    _verify(mask_file)
     corners = _bounding_box(mask)
     return TrackFrame(image_file, corners, "absent" if corners is None else None, size)
+
+
+def _verify(mask_file: Path) -> None:
+    """Checksums: decoding alone lets some damaged pixels pass."""
+    try:
+        with Image.open(mask_file) as mask:
+            mask.verify()
+    except (OSError, SyntaxError) as error:
+        raise TrackError(f"{mask_file}: the mask is damaged: {error}") from error
 
 
 def _orientation(path: Path) -> int:

@@ -145,12 +145,10 @@ def numbered_images(folder: Path, names: list[str], spoken_of_by: Path) -> list[
         raise TrackError(f"{folder}: the folder of images cannot be read: {error.strerror}") from error
     for name in names:
         if name not in found:
-            raise TrackError(f"{folder / name}: the image is missing; {spoken_of_by} speaks of {len(names)} images")
+            raise TrackError(f"{folder / name}: the image is missing; {spoken_of_by} speaks of {len(names)}")
     if strangers := sorted(found.difference(names)):
-        raise TrackError(
-            f"{folder / strangers[0]}: no entry for this image; {spoken_of_by} speaks of {len(names)} images, "
-            f"{names[0]} to {names[-1]}, and may be cut off"
-        )
+        spoken_of = f"{len(names)} images, {names[0]} to {names[-1]}"
+        raise TrackError(f"{spoken_of_by}: speaks of {spoken_of}; {folder} has {strangers[0]} too: cut off?")
     return [folder / name for name in names]
 
 

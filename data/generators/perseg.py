@@ -11,10 +11,12 @@ Album i depends on (seed, photographs, i) alone: same seed, same bytes, whatever
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from data.generators.single_target import TargetFrame, target_frames
@@ -66,10 +68,14 @@ def _mask(frame: TargetFrame) -> Image.Image:
     return palette if frame.trap == "unannotated" else palette.convert("RGB")
 
 
-def _covered(target: PaintedObject, width: int, height: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """1 where the target covers any of a pixel, as it was painted; else 0."""
-    large = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
-    corners = outline(target.shape, target.drawn) * _SUPERSAMPLING
+def _covered(target: PaintedObject, width: int, height: int) -> NDArray[np.uint8]:
+    """1 where the target covers any of a pixel, as `data.shapes.paint` draws it; else 0."""
+    box = target.drawn
+    left, top, right, bottom = math.floor(box.x1), math.floor(box.y1), math.ceil(box.x2), math.ceil(box.y2)
+    large = Image.new("L", ((right - left) * _SUPERSAMPLING, (bottom - top) * _SUPERSAMPLING))
+    corners = (outline(target.shape, box) - [left, top]) * _SUPERSAMPLING
     # Pillow counts a polygon's boundary pixels as inside, hence half a pixel less.
     ImageDraw.Draw(large).polygon([tuple(corner) for corner in corners - 0.5], fill=255)
-    return (np.asarray(large.reduce(_SUPERSAMPLING)) > 0).astype(np.uint8)
+    covered = np.zeros((height, width), dtype=np.uint8)
+    covered[top:bottom, left:right] = np.asarray(large.reduce(_SUPERSAMPLING)) > 0
+    return covered

@@ -1,6 +1,9 @@
-"""Synthetic videos with one annotated object, their first: what LaSOT, GOT-10k and PerSeg are made of.
+"""Synthetic videos with one annotated object: what LaSOT, GOT-10k and PerSeg are made of.
 
     render_video ─► TargetFrame: the picture, the target's box, and what a trap did to it
+
+Which object is the target is drawn for the video: objects are placed one after the other, so the first is often the largest
+and the most central, and a model could guess it without looking at the supports.
 
 With traps, four frames in a row of every video are awkward, beginning with frame 1 of video 0 and frame i + 1 of video i
 (around the end), so that some videos begin or end with one:
@@ -21,7 +24,8 @@ from PIL import Image, ImageDraw
 
 from data.photos import Split
 from data.shapes import PaintedObject
-from data.synthetic_video import VideoFrame, VideoSpec, render_video
+from data.synthetic import scene_rng
+from data.synthetic_video import VideoSpec, render_video
 
 Trap = Literal["hidden", "gone", "cut", "unannotated"]
 TRAPS: tuple[Trap, ...] = ("hidden", "gone", "cut", "unannotated")
@@ -50,30 +54,33 @@ def target_frames(spec: VideoSpec, seed: int, photographs: Split, index: int, tr
     if traps and spec.frames <= len(TRAPS):
         raise ValueError(f"{len(TRAPS)} traps and a plain frame need {len(TRAPS) + 1} frames or more, got {spec.frames}")
     trap_of = {(index + 1 + place) % spec.frames: trap for place, trap in enumerate(TRAPS)} if traps else {}
+    # A stream of its own: the choice does not follow from what was painted.
+    (choice,) = scene_rng(seed, photographs, index).spawn(1)
+    chosen = choice.random()
     for number, frame in enumerate(render_video(spec, seed, photographs, index)):
         trap = trap_of.get(number)
-        yield TargetFrame(frame.image, frame.objects[0]) if trap is None else _SPRING[trap](frame)
+        target = frame.objects[int(chosen * len(frame.objects))]
+        yield TargetFrame(frame.image, target) if trap is None else _SPRING[trap](frame.image, target)
 
 
-def _hidden(frame: VideoFrame) -> TargetFrame:
-    target = frame.objects[0]
+def _hidden(image: Image.Image, target: PaintedObject) -> TargetFrame:
     x1, y1, x2, y2 = target.box.rounded()
-    ImageDraw.Draw(frame.image).rectangle((x1 - 1, y1 - 1, x2, y2), fill=_PATCH)
-    return TargetFrame(frame.image, target, "hidden")
+    ImageDraw.Draw(image).rectangle((x1 - 1, y1 - 1, x2, y2), fill=_PATCH)
+    return TargetFrame(image, target, "hidden")
 
 
-def _gone(frame: VideoFrame) -> TargetFrame:
-    moved = frame.objects[0].box.rounded()[2]
-    return TargetFrame(_moved(frame.image, moved), frame.objects[0], "gone", moved)
+def _gone(image: Image.Image, target: PaintedObject) -> TargetFrame:
+    moved = target.box.rounded()[2]
+    return TargetFrame(_moved(image, moved), target, "gone", moved)
 
 
-def _cut(frame: VideoFrame) -> TargetFrame:
-    moved = round(frame.objects[0].box.center[0])
-    return TargetFrame(_moved(frame.image, moved), frame.objects[0], "cut", moved)
+def _cut(image: Image.Image, target: PaintedObject) -> TargetFrame:
+    moved = round(target.box.center[0])
+    return TargetFrame(_moved(image, moved), target, "cut", moved)
 
 
-def _unannotated(frame: VideoFrame) -> TargetFrame:
-    return TargetFrame(frame.image, frame.objects[0], "unannotated")
+def _unannotated(image: Image.Image, target: PaintedObject) -> TargetFrame:
+    return TargetFrame(image, target, "unannotated")
 
 
 _SPRING = {"hidden": _hidden, "gone": _gone, "cut": _cut, "unannotated": _unannotated}
