@@ -51,8 +51,10 @@ def test_foreground_is_what_is_not_black_in_grey_whatever_the_kind_of_image(tmp_
     nearly_black = color_mask(SIZE, (3, 4, 10, 20), (1, 1, 1))
     transparent = dark_blue.copy()
     transparent.putalpha(0)
-    kinds = [dark_blue, palette, dark_blue.convert("L"), nearly_black, dark_blue.convert("L").convert("1", dither=0)]
-    assert corners(read_album(perseg_album(tmp_path, [*kinds[:4], transparent]))) == [(3, 4, 11, 21)] * 5
+    bilevel = dark_blue.convert("L").point(lambda grey: 255 if grey else 0).convert("1")
+    kinds = [dark_blue, palette, dark_blue.convert("L"), bilevel, nearly_black, transparent]
+    assert [mask.mode for mask in kinds] == ["RGB", "P", "L", "1", "RGB", "RGBA"]
+    assert corners(read_album(perseg_album(tmp_path, kinds))) == [(3, 4, 11, 21)] * 6
 
 
 def test_a_black_mask_is_an_absent_target(tmp_path: Path) -> None:
