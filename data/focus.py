@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.build_report import REPORT_NAME, Filled, sha256_of
-from data.episode_sources import OpenedSource, open_source
+from data.episode_sources import AS_LISTED, ListSource, OpenedSource, open_source
 from data.focus_config import FocusConfig, Source
 from data.focus_report import FocusReport, SplitContents
 from data.focus_samples import DAMAGED, Damage, EntryPlan, Facts, MadeChunk, MakeSettings, make, survey
@@ -33,8 +33,9 @@ _SURVEYED_PER_CHUNK = 16
 _MADE_PER_CHUNK = 4
 # Row groups are what a reader decodes for one sample: small where the images' bytes are inside.
 _ROWS_PER_GROUP = {"path": 64, "bytes": 2}
-# Damaged tracks whose messages build.json tells.
+# Damaged tracks, and unusable records, whose messages build.json tells.
 _MESSAGES_KEPT = 20
+_LISTED_CONFIG = {"shots": None, "frame_rule": AS_LISTED, "absence_policy": AS_LISTED}
 
 Item = TypeVar("Item")
 Progress = Callable[[str, int, int], None]
@@ -53,7 +54,7 @@ def build_focus(
     Raises ValueError when a source cannot be read at all, splits are not as they must be, or there is not one sample;
     with `config.strict`, TrackError for the first damaged track.
     """
-    sources = [replace(source, root=source.root.resolve()) for source in sources]
+    sources = [_resolve(source) for source in sources]
     opened = [open_source(source, config) for source in sources]
     settings = MakeSettings(config, Path(os.path.commonpath([each.image_root for each in opened])))
     with (
@@ -64,6 +65,11 @@ def build_focus(
         report = build.run()
         writer.write_json(REPORT_NAME, report.as_json())
     return report
+
+
+def _resolve(source: Source) -> Source:
+    images_root = None if source.images_root is None else source.images_root.resolve()
+    return replace(source, root=source.root.resolve(), images_root=images_root)
 
 
 class _FocusBuild:
@@ -87,6 +93,7 @@ class _FocusBuild:
         self.workers = workers
         self.progress = progress
         self.damage: list[Damage] = []
+        self.unusable: list[str] = []
         self.dropped: Counter[str] = Counter()
         self.wanted: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
         self.kept: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
@@ -152,6 +159,7 @@ class _FocusBuild:
             for outcome in outcomes:
                 if outcome.dropped is not None:
                     self.dropped[outcome.dropped] += 1
+                    self.unusable += [outcome.message] if outcome.message is not None else []
                 else:
                     self.kept[plan.split][outcome.kind] += 1
                     self.moved += outcome.moved
@@ -169,10 +177,11 @@ class _FocusBuild:
             for split, wanted in self.wanted.items()
             if wanted
         }
+        listed = all(isinstance(episodes, ListSource) for episodes in self.episodes)
         records = sum(len(source.entries) * source.episodes.samples_per_entry for source in self.opened)
         return FocusReport(
             builder="focus",
-            config=_config_as_json(self.config),
+            config=_config_as_json(self.config) | (_LISTED_CONFIG if listed else {}),
             source_sha256={str(path): sha256_of(path) for source in self.opened for path in source.files},
             record_name="episodes",
             records=records,
@@ -186,6 +195,7 @@ class _FocusBuild:
             contents={split: _contents(facts) for split, facts in self.shown.items() if facts},
             damaged_tracks=len(self.damage),
             damage=tuple(each.message for each in self.damage[:_MESSAGES_KEPT]),
+            unusable=tuple(self.unusable[:_MESSAGES_KEPT]),
         )
 
 

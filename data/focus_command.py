@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from data.episode_sources import LISTS
 from data.episodes import ABSENCE_POLICIES, FRAME_RULES
 from data.focus import Progress, build_focus
 from data.focus_config import FocusConfig, Source
@@ -13,6 +15,9 @@ from data.focus_report import FocusReport
 from data.readers import READERS
 
 HELP = "FOCUS in-context episodes from video datasets in their official layouts"
+DATASETS = (*READERS, *LISTS)
+# Datasets that have but one.
+DEFAULT_SPLITS = {"perseg": "test", "iploc": "test"}
 RULES_HELP = "iploc: i·(N//K) and N−1; paper: round(i·(N−1)/K) (%(default)s)"
 ABSENT_HELP = "skip: to the nearest visible frame; keep: frames as they are, with the box they carry (%(default)s)"
 FRACTION_HELP = "share of every training source's videos that goes to validation (%(default)s)"
@@ -22,10 +27,10 @@ DISJOINT_HELP = "a built dataset that may share no category and no video with th
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = FocusConfig()
     add = parser.add_argument
-    known = ", ".join(READERS)
-    add("--dataset", choices=sorted(READERS), metavar="NAME", help=f"one of {known}")
-    add("--root", type=Path, help="the dataset's folder")
-    add("--split", help="the dataset's split, in its own words: train, val, validation, test, …")
+    add("--dataset", choices=DATASETS, metavar="NAME", help=f"one of {', '.join(DATASETS)} (a published list of episodes)")
+    add("--root", type=Path, help="the dataset's folder; the list's file for iploc")
+    add("--split", help="the dataset's split, in its own words: train, val, … (test where there is but one: perseg, iploc)")
+    add("--images-root", type=Path, default=None, help="for iploc: the folder that the list's image paths start from")
     add(
         "--source",
         type=parse_source,
@@ -79,21 +84,24 @@ def build(args: argparse.Namespace, progress: Progress) -> FocusReport:
     report = build_focus(sources(args), args.out, config, args.workers, args.overwrite, progress)
     for message in report.damage:
         print(f"damaged: {message}", file=sys.stderr)
-    if unnamed := report.damaged_tracks - len(report.damage):
-        print(f"damaged: {unnamed:,} more", file=sys.stderr)
+    if untold := report.damaged_tracks - len(report.damage):
+        print(f"damaged: {untold:,} more", file=sys.stderr)
+    for message in report.unusable:
+        print(f"unusable: {message}", file=sys.stderr)
     return report
 
 
 def sources(args: argparse.Namespace) -> list[Source]:
     """Those of --source, or the one of --dataset, --root and --split."""
-    single = (args.dataset, args.root, args.split)
-    if args.source and any(value is not None for value in single):
+    split: str = args.split or DEFAULT_SPLITS.get(args.dataset, "")
+    if args.source and (args.dataset, args.root, args.split) != (None, None, None):
         raise ValueError("give either --dataset, --root and --split, or --source NAME:SPLIT:ROOT, not both")
-    if args.source:
-        return list(args.source)
-    if any(value is None for value in single):
+    if not args.source and not (args.dataset and args.root and split):
         raise ValueError("a source is needed: --dataset NAME --root FOLDER --split SPLIT, or --source NAME:SPLIT:ROOT")
-    return [Source(args.dataset, args.split, args.root)]
+    chosen = list(args.source) or [Source(args.dataset, split, args.root)]
+    if args.images_root is not None and not any(source.dataset in LISTS for source in chosen):
+        raise ValueError(f"--images-root is for {', '.join(LISTS)}: other datasets have their images under their root")
+    return [replace(source, images_root=args.images_root) if source.dataset in LISTS else source for source in chosen]
 
 
 def parse_source(text: str) -> Source:
@@ -101,8 +109,8 @@ def parse_source(text: str) -> Source:
     dataset, split, root = (*text.split(":", 2), "", "")[:3]
     if not (dataset and split and root):
         raise argparse.ArgumentTypeError(f"expected NAME:SPLIT:ROOT, e.g. tao:train:/data/tao, got {text!r}")
-    if dataset not in READERS:
-        raise argparse.ArgumentTypeError(f"no reader of {dataset!r}; choose from {', '.join(sorted(READERS))}")
+    if dataset not in DATASETS:
+        raise argparse.ArgumentTypeError(f"no reader of {dataset!r}; choose from {', '.join(DATASETS)}")
     return Source(dataset, split, Path(root))
 
 

@@ -15,11 +15,12 @@ OnOverlap = Literal["fail", "drop"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A split of an official dataset: `root` is its folder, or the list's file for `iploc`."""
+    """A split of an official dataset in the folder `root`; for `iploc`, the list `root` of images under `images_root`."""
 
     dataset: str
     split: str
     root: Path
+    images_root: Path | None = None
 
     @property
     def name(self) -> str:
@@ -28,7 +29,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class FocusConfig:
-    """The in-context episodes of FOCUS.
+    """The in-context episodes of FOCUS. Lists (`iploc`) bring their own shots and frames.
 
     `shots`                  supports of an episode; with several, every track gives one episode of each
     `frame_rule`             where the frames stand (data.episodes.FRAME_RULES)

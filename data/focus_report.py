@@ -20,7 +20,7 @@ class SplitContents:
 
 @dataclass(frozen=True, slots=True)
 class FocusReport(BuildReport):
-    """Records are episodes: tracks × shot counts. `damage` holds the first messages of all `damaged_tracks`."""
+    """Records are episodes: tracks × shot counts. `damage` and `unusable` hold the first messages only."""
 
     sources: tuple[str, ...]
     tracks: int
@@ -28,6 +28,7 @@ class FocusReport(BuildReport):
     contents: Mapping[str, SplitContents]
     damaged_tracks: int
     damage: tuple[str, ...]
+    unusable: tuple[str, ...]
 
     def table(self) -> Table:
         table = BuildReport.table(self)

@@ -44,11 +44,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One sample that was made, or the reason why not; `moved` frames of it were replaced."""
+    """One sample that was made, `moved` of its frames replaced; or the reason why not, in a word and perhaps a sentence."""
 
     kind: str
     sample: Sample | None
     dropped: str | None = None
+    message: str | None = None
     moved: int = 0
 
 
@@ -83,7 +84,7 @@ class TrackSource:
 
     def facts(self, entry: Any) -> Facts:
         track = self.read(entry)
-        kinds = tuple(_kind(track.source, shots) for shots in self.shots)
+        kinds = tuple(kind_of(track.source, shots) for shots in self.shots)
         return Facts(track.id, track.source, track.video, track.category, kinds)
 
     def make(self, entry: Any, settings: MakeSettings) -> list[Outcome]:
@@ -91,13 +92,13 @@ class TrackSource:
         return [_make_episode(images, self.split, shots, settings.config) for shots in self.shots]
 
 
-def _kind(source: str, shots: int) -> str:
+def kind_of(source: str, shots: int) -> str:
     return f"{source}, {shots}-shot"
 
 
 def _make_episode(images: _TrackImages, split: str, shots: int, config: FocusConfig) -> Outcome:
     track = images.track
-    kind = _kind(track.source, shots)
+    kind = kind_of(track.source, shots)
     episode = choose_episode(track, shots, config.frame_rule, config.absence_policy, images.box)
     if isinstance(episode, str):
         return Outcome(kind, None, episode)
