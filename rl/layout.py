@@ -12,12 +12,12 @@ Shape suffixes: N groups, G answers a group, R answer tokens (padded), B rows, L
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from rl.prompting import EncodedPrompt
@@ -32,25 +32,22 @@ class ModelInputs:
 
     `attention_mask` is [B, 1, L, L] bool, True where a query (row) sees a key (column). `predictor_K` indexes the
     flattened [B·L] hidden states: the position whose output predicts answer token k. `place_K` indexes the flattened
-    [N·G·R] answer tensors, so that results scatter back.
+    [N·G·R] answer tensors, so that results scatter back. `vision` are the forward's image arguments of all rows.
     """
 
     input_ids: Tensor
     mm_token_type_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
-    pixel_values: Tensor | None
-    image_grid_thw: Tensor | None
+    vision: Mapping[str, Tensor]
     predictor_K: Tensor
     target_K: Tensor
     place_K: Tensor
 
     def to(self, device: torch.device) -> ModelInputs:
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return ModelInputs(**moved)
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "vision"}
+        vision = {name: tensor.to(device, non_blocking=True) for name, tensor in self.vision.items()}
+        return ModelInputs(**moved, vision=vision)
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def prompt_positions(prompt: EncodedPrompt, rope_index: RopeIndex | None) -> Ten
     positions, _ = rope_index(
         prompt.input_ids[None],
         mm_token_type_ids=prompt.mm_token_type_ids[None],
-        image_grid_thw=prompt.image_grid_thw,
+        image_grid_thw=prompt.vision.get("image_grid_thw"),
     )
     return positions[:, 0]
 
@@ -149,19 +146,37 @@ def _stack(rows: list[_Row], max_response: int) -> ModelInputs:
             targets.append(tokens)
             places.append(index * max_response + torch.arange(len(tokens)))
             at = end
-    pixels = [row.prompt.pixel_values for row in rows if row.prompt.pixel_values is not None]
-    grids = [row.prompt.image_grid_thw for row in rows if row.prompt.image_grid_thw is not None]
     return ModelInputs(
         input_ids=input_ids,
         mm_token_type_ids=mm_token_type_ids,
         position_ids=position_ids if axes > 1 else position_ids[0],
         attention_mask=_visible(segment),
-        pixel_values=torch.cat(pixels) if pixels else None,
-        image_grid_thw=torch.cat(grids) if grids else None,
+        vision=stack_vision([row.prompt for row in rows]),
         predictor_K=torch.cat(predictors),
         target_K=torch.cat(targets),
         place_K=torch.cat(places),
     )
+
+
+def stack_vision(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    """The forward's image arguments of several prompts, one after another along the first axis.
+
+    Other axes are padded with zeros at their end to the largest: images that were cut into different numbers of tiles.
+    """
+    names = {name for prompt in prompts for name in prompt.vision}
+    return {
+        name: _padded_cat([prompt.vision[name] for prompt in prompts if name in prompt.vision]) for name in sorted(names)
+    }
+
+
+def _padded_cat(tensors: list[Tensor]) -> Tensor:
+    largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [new - old for new, old in zip(largest, tensor.shape[1:], strict=True)]
+        ends = [width for lack in reversed(missing) for width in (0, lack)]
+        padded.append(nn.functional.pad(tensor, ends) if any(missing) else tensor)
+    return torch.cat(padded)
 
 
 def _visible(segment_BL: Tensor) -> Tensor:

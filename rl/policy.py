@@ -46,16 +46,14 @@ class Policy(nn.Module):
 
     def forward(self, inputs: ModelInputs, temperature: float) -> tuple[Tensor, Tensor]:
         base = self.base
-        extra = {} if inputs.image_grid_thw is None else {"image_grid_thw": inputs.image_grid_thw}
-        if self.rope_index is not None:
-            extra["mm_token_type_ids"] = inputs.mm_token_type_ids
+        types = {} if self.rope_index is None else {"mm_token_type_ids": inputs.mm_token_type_ids}
         hidden_BLD = base.model(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
             position_ids=inputs.position_ids,
-            pixel_values=inputs.pixel_values,
             use_cache=False,
-            **extra,
+            **inputs.vision,
+            **types,
         ).last_hidden_state
         hidden_KD = hidden_BLD.flatten(0, 1)[inputs.predictor_K]
         chunks = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,9 @@ from data.families import ModelFamily, PixelLimits, family_for
 from data.prompts import ChatMessage, chat_messages
 from data.sample import Sample
 from rewards.score import Completion
+from rl.prompt_images import IMAGE_TOKENS
 from rl.prompt_parts import box_parts, image_part, part_spans, token_parts
+from rl.prompt_templates import ORDERED_TEMPLATES
 
 if TYPE_CHECKING:
     from rl.config import ModelConfig
@@ -37,21 +39,32 @@ CACHE_BYTES = 512 << 20
 class EncodedPrompt:
     """A prompt as the model's forward takes it. P tokens after image expansion; images in prompt order.
 
-    `pixel_values` [patches, channels × temporal × patch²] fp32, `image_grid_thw` [images, 3] in patches; both None for a
-    prompt without images. `mm_token_type_ids` is 1 at image tokens, 0 elsewhere. `part_P` (int16) is the index into
-    `sample.prompt` of the part that a token renders, −1 for the chat template's own tokens, the marks around an image
-    among them.
+    `vision` are the forward's image arguments by name, empty for a prompt without images:
+
+        Qwen-VL            pixel_values [patches, channels × temporal × patch²] fp32, image_grid_thw [images, 3] in patches
+        LLaVA-OneVision    pixel_values [images, tiles, 3, H, W] fp32, image_sizes [images, 2], batch_num_images [1]
+
+    `mm_token_type_ids` is 1 at image tokens, 0 elsewhere. `part_P` (int16) is the index into `sample.prompt` of the part
+    that a token renders, −1 for the chat template's own tokens, the marks around an image among them.
     """
 
     input_ids: Tensor
     part_P: Tensor
     mm_token_type_ids: Tensor
-    pixel_values: Tensor | None
-    image_grid_thw: Tensor | None
+    vision: Mapping[str, Tensor]
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.pixel_values is None else self.pixel_values.nbytes
+        return sum(tensor.nbytes for tensor in self.vision.values())
+
+    @property
+    def pixel_values(self) -> Tensor | None:
+        return self.vision.get("pixel_values")
+
+    @property
+    def image_grid_thw(self) -> Tensor | None:
+        """None for a prompt without images, and for a family that cuts tiles."""
+        return self.vision.get("image_grid_thw")
 
     def box_mask(self, sample: Sample) -> Tensor:
         """Bool [P]: the tokens of the support boxes' text."""
@@ -66,7 +79,7 @@ class EncodedPrompt:
         return self.image_mask(sample, sample.target_image)
 
     def resized_sizes(self, patch: int) -> tuple[tuple[int, int], ...]:
-        """(width, height) in pixels of every image after the processor's resize."""
+        """(width, height) in pixels of every image after the processor's resize; empty for a family that cuts tiles."""
         if self.image_grid_thw is None:
             return ()
         return tuple((int(width) * patch, int(height) * patch) for _, height, width in self.image_grid_thw.tolist())
@@ -91,6 +104,7 @@ class PromptEncoder:
         self.family = family or family_for(config.model_type)
         self.processor: Any = AutoProcessor.from_pretrained(model_path)
         self.tokenizer: Any = self.processor.tokenizer
+        self.processor.chat_template = ORDERED_TEMPLATES.get(self.family.name, self.processor.chat_template)
         self.limits = self._set_limits(min_pixels, max_pixels)
         self.opening = _opening(self.processor)
         self.image_token_id: int = config.image_token_id
@@ -147,7 +161,7 @@ class PromptEncoder:
                 f"sample {sample.id}: the prompt text has {placeholders} image placeholders for {len(sample.images)} images"
             )
         sizes = [(image.height, image.width) for image in sample.images]
-        counts = iter(self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"] if sizes else ())
+        counts = iter(IMAGE_TOKENS[self.family.size_rule](self.processor, sizes) if sizes else ())
         return [next(counts) if id == self.image_token_id else 1 for id in ids]
 
     def prompt_length(self, sample: Sample) -> int:
@@ -190,13 +204,17 @@ class PromptEncoder:
 
     def _encode(self, sample: Sample) -> EncodedPrompt:
         images = [image.open() for image in sample.images]
-        inputs = self.processor(text=[self.text(sample)], images=images or None, return_tensors="pt")
+        # A list in a list: these are the images of one prompt, which for tiles makes a difference.
+        inputs = self.processor(text=[self.text(sample)], images=[images] if images else None, return_tensors="pt")
+        vision = {name: inputs[name] for name in self.processor.image_processor.model_input_names if name in inputs}
+        if images:
+            vision["pixel_values"] = vision["pixel_values"].to(torch.float32)
+        input_ids = inputs["input_ids"][0]
         return EncodedPrompt(
-            input_ids=inputs["input_ids"][0],
-            part_P=self._parts(sample, inputs["input_ids"][0]),
-            mm_token_type_ids=inputs["mm_token_type_ids"][0],
-            pixel_values=inputs["pixel_values"].to(torch.float32) if images else None,
-            image_grid_thw=inputs["image_grid_thw"] if images else None,
+            input_ids=input_ids,
+            part_P=self._parts(sample, input_ids),
+            mm_token_type_ids=(input_ids == self.image_token_id).long(),
+            vision=vision,
         )
 
     def _parts(self, sample: Sample, input_ids: Tensor) -> Tensor:
