@@ -69,9 +69,9 @@ def test_what_is_not_got10k_says_what_was_expected(tmp_path: Path) -> None:
         read_got10k(tmp_path, "train")
 
 
-def _write(name: str, content: str | bytes) -> Callable[[Path], None]:
+def _write(name: str, content: str | bytes) -> Callable[[Path], object]:
     encoded = content.encode() if isinstance(content, str) else content
-    return lambda folder: (folder / name).write_bytes(encoded) and None
+    return lambda folder: (folder / name).write_bytes(encoded)
 
 
 def _without(start: str) -> str:

@@ -106,13 +106,13 @@ def test_a_damaged_list_is_refused(tmp_path: Path, text: str, problem: str) -> N
         read_lasot(tmp_path, "test")
 
 
-def _write(name: str, content: str | bytes) -> Callable[[Path], None]:
+def _write(name: str, content: str | bytes) -> Callable[[Path], object]:
     encoded = content.encode() if isinstance(content, str) else content
-    return lambda folder: (folder / name).write_bytes(encoded) and None
+    return lambda folder: (folder / name).write_bytes(encoded)
 
 
-def _rename(old: str, new: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / old).rename(folder / new) and None
+def _rename(old: str, new: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / old).rename(folder / new)
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
