@@ -174,7 +174,7 @@ def write_list(root: Path) -> Path:
     (root / "bad.jpg").write_bytes((root / "bad.jpg").read_bytes()[:-40])
     records = [
         {
-            "element": "cat",
+            "element": "zebra",
             "image_path": ["1.jpg", "2.jpg", "3.jpg"],
             "bbox": ["[1, 2, 9, 9]", "[2, 2, 9, 9]", "[3, 2, 9, 9]"],
         },
