@@ -68,7 +68,7 @@ def read_permirs(root: Path, split: str) -> TrackList:
         raise TrackError(f"BURST has no split {split!r}; choose from {', '.join(SPLITS)}")
     file, frames = _places(root, split)
     content = read_json(file)
-    if split != text(content, "split", str(file)):
+    if isinstance(content, dict) and content.get("split", split) != split:
         raise TrackError(f"{file}: these are annotations of the split {content['split']!r}, not of {split!r}")
     names = {
         number: text(record, "name", f"{file}: category {number}")

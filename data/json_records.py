@@ -94,7 +94,7 @@ def by_id(records: Iterable[Any], name: str, path: Path) -> dict[int, Any]:
     for place, record in enumerate(records):
         number = integer(record, "id", f"{path}: {name} number {place}")
         if number in found:
-            raise TrackError(f"{path}: two of the {name}s have the id {number}")
+            raise TrackError(f"{path}: the {name} id {number} comes twice")
         found[number] = record
     return found
 
