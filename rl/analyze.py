@@ -1,9 +1,9 @@
-"""Where a model looks when it answers: `python -m rl.analyze RECIPE.yaml checkpoint=… out=… [option=value …] [key=value …]`.
+"""Where a model looks when it answers: `python -m rl.analyze RECIPE.yaml [checkpoint=…] [option=value …] [key=value …]`.
 
-    checkpoint=DIR            Hugging Face folder of the policy, an export for example
-    out=DIR                   folder to write: analysis.json, split.svg, heatmaps/
+    checkpoint=PATH           an exported model folder, a run's folder or a checkpoint of one; absent: the recipe's model
+    out=DIR                   folder to write: analysis.json, split.svg, heatmaps/; absent: runs/<recipe>/analyze/<time>
     samples=32                how many of the recipe's validation samples; null: all
-    answer=own|true           whose tokens' attention is read: the model's own greedy answer, or the true one
+    answer=own|truth          whose tokens' attention is read: the model's own greedy answer, or the true one
     category=out|in|both      the prompt without the category's name, with it, or both beside each other
     heatmaps=8                how many samples are drawn
     layers=[0,1,2,3,4]        whose mean is drawn (default: all); each_layer=true draws every one
@@ -17,20 +17,24 @@ Exit status: 0 done, 1 failed with a message, 2 an option, a recipe or an overri
 from __future__ import annotations
 
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.versions import VersionError, check_versions
 from rl.analysis.config import AnalysisConfig, parse_options
-from rl.config import ConfigError, Recipe, load_recipe
+from rl.config import ConfigError, LoraConfig, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from data.sample import Sample
     from rl.analysis.answers import Reader
 
-USAGE = "usage: python -m rl.analyze RECIPE.yaml checkpoint=… out=… [option=value …] [key=value …]"
+USAGE = "usage: python -m rl.analyze RECIPE.yaml [checkpoint=…] [option=value …] [key=value …]"
+
+ANNOUNCE_EVERY = 16
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,18 +73,20 @@ def analyze(recipe: Recipe, options: AnalysisConfig) -> None:
     from rl.analysis.study import Asked, study
     from rl.analysis.token_classes import PROMPTS
 
-    out = Path(options.out)
+    out = Path(options.out) if options.out else Path(recipe.runs) / recipe.name / "analyze" / time.strftime("%Y%m%d-%H%M%S")
     check_out(out)
     samples = _samples(recipe, options.samples)
     reader = _reader(recipe, options.checkpoint)
     _check_layers(options.layers, reader.layers)
     studies = {}
     for name, prompt in PROMPTS[options.category].items():
-        print(f"{recipe.name}: {len(samples)} samples, category {name}", flush=True)
         asked = Asked(prompt, options.answer, options.heatmaps, options.images == "all")
-        studies[name] = study(reader, samples, asked)
+        studies[name] = study(reader, _announced(samples, f"{recipe.name}, category {name}"), asked)
     write_analysis(out, studies, options, recipe.name)
-    Console().print(console_table(studies, recipe.name))
+    table, console = console_table(studies, recipe.name), Console()
+    # A figure that is cut is worse than a line that the terminal breaks.
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+    console.print(table)
     print(f"analysis: {out}")
 
 
@@ -91,14 +97,23 @@ def _samples(recipe: Recipe, wanted: int | None) -> list[Sample]:
     return [store[index] for index in range(min(wanted or len(store), len(store)))]
 
 
-def _reader(recipe: Recipe, checkpoint: str) -> Reader:
-    from rl.analysis.answers import Reader
-    from rl.engines.fsdp import DTYPES
-    from rl.prompting import PromptEncoder
+def _announced(samples: Sequence[Sample], title: str) -> Iterator[Sample]:
+    """The samples, and a line every so often of how many are done."""
+    for done, sample in enumerate(samples, start=1):
+        yield sample
+        if done % ANNOUNCE_EVERY == 0 or done == len(samples):
+            print(f"{title}: {done} of {len(samples)} samples", flush=True)
 
-    model = recipe.model
-    encoder = PromptEncoder(checkpoint, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
-    return Reader.load(checkpoint, encoder, DTYPES[recipe.learner.dtype], model.attention, recipe.rollout.max_tokens)
+
+def _reader(recipe: Recipe, checkpoint: str | None) -> Reader:
+    from rl.analysis.answers import Reader
+    from rl.hf_rollouts import HfRollouts
+    from rl.policy_folder import policy_folder
+
+    # An export has its adapters merged in.
+    model = replace(recipe.model, path=policy_folder(checkpoint, recipe).path, lora=LoraConfig())
+    rollout = recipe.rollout
+    return Reader(HfRollouts(model, rollout.dtype, rollout.max_model_len), rollout.max_tokens)
 
 
 def _check_layers(wanted: list[int] | None, layers: int) -> None:

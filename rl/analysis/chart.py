@@ -13,6 +13,7 @@ WIDTH, LEFT, RIGHT = 760, 96, 24
 THICK, THIN, GAP = 30.0, 9.0, 3.0
 # Okabe and Ito's colours, told apart by readers who do not see red and green alike; grey for what is no class.
 COLORS = ("#0072b2", "#56b4e9", "#e69f00", "#cc79a7", "#c8c8c8")
+WRITTEN = ("#ffffff", "#1d2126", "#1d2126", "#1d2126", "#1d2126")
 TITLES = {"out": "without the category's name", "in": "with the category's name"}
 
 
@@ -63,12 +64,12 @@ def _legend(y: float) -> Markup:
 def _bar(shares: list[float], x: Scale, top: float, thickness: float, label: str, written: bool = False) -> Markup:
     parts = [_text(label, LEFT - 8, top + thickness / 2 + 3.5, size=12 if written else 9, anchor="end")]
     start = 0.0
-    for share, name, color in zip(shares, LABELS, COLORS, strict=True):
+    for share, name, color, ink in zip(shares, LABELS, COLORS, WRITTEN, strict=True):
         told = tag("title", f"{label}: {name} {share:.4f}")
         width = x(start + share) - x(start)
         parts.append(tag("rect", told, x=x(start), y=top, width=width, height=thickness, fill=color))
         if written and width > 34:
-            parts.append(_text(f"{share:.1%}", x(start + share / 2), top + thickness / 2 + 4, anchor="middle"))
+            parts.append(_text(f"{share:.1%}", x(start + share / 2), top + thickness / 2 + 4, anchor="middle", fill=ink))
         start += share
     return join(parts)
 

@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rl.config import ConfigError, Recipe
 
-ANSWERS = ("own", "true")
+ANSWERS = ("own", "truth")
 CATEGORIES = ("out", "in", "both")
 IMAGES = ("query", "all")
 NORMALIZATIONS = ("peak", "minmax")
@@ -26,8 +26,8 @@ class AnalysisConfig:
     and `peak` say how heat-maps are drawn.
     """
 
-    checkpoint: str = MISSING
-    out: str = MISSING
+    checkpoint: str | None = None
+    out: str | None = None
     samples: int | None = 32
     answer: str = "own"
     category: str = "out"
@@ -59,9 +59,6 @@ def parse_options(items: Sequence[str]) -> tuple[AnalysisConfig, list[str]]:
         merged = OmegaConf.merge(OmegaConf.structured(AnalysisConfig), OmegaConf.from_dotlist(own))
     except OmegaConfBaseException as error:
         raise ConfigError(f"`{error.full_key}`: {str(error.msg or error).splitlines()[0]}") from error
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise ConfigError(f"`{missing[0]}` is missing; give it as {missing[0]}=…")
     config = OmegaConf.to_object(merged)
     assert isinstance(config, AnalysisConfig)
     check_options(config)

@@ -63,10 +63,11 @@ def _pictures(study: Study, config: AnalysisConfig, folder: Path) -> Iterator[_P
 
 
 def _outlines(finding: Finding, image: int) -> Sequence[Outline]:
-    """Truth and prediction on the target's image, the given boxes on the others."""
+    """Truth and, where the answer is the model's own, prediction on the target's image; the given boxes on the others."""
     sample: Sample = finding.sample
     given = [Outline(p.box.corners, GIVEN) for p in sample.prompt if isinstance(p, SupportBoxPart) and p.index == image]
     if image != sample.target_image:
         return given
-    predicted = [Outline(finding.prediction.corners, PREDICTION)] if finding.prediction else []
+    answered = finding.record.prediction if finding.record.mode == "own" else None
+    predicted = [Outline(answered, PREDICTION)] if answered is not None else []
     return [*given, Outline(sample.target.corners, TRUTH), *predicted]

@@ -81,7 +81,7 @@ def _study(study: Study) -> dict[str, Any]:
     ]
     return {
         "samples": len(study.findings),
-        "unanswered": list(study.unanswered),
+        "unanswered": dict(study.unanswered),
         "tokens": _by_class(split.tokens_C.tolist()),
         "mean": {**_shares(split), "attention_in_box": in_box.aib, "peak_in_box": in_box.pib, "uniform": in_box.uniform},
         "layers": layers,
@@ -104,10 +104,11 @@ def _by_class(values: list[float]) -> dict[str, float | None]:
 def _finding(finding: Finding) -> dict[str, Any]:
     return {
         "id": finding.sample.id,
-        "answer": finding.answer,
-        "prediction": None if finding.prediction is None else list(finding.prediction.corners),
-        "target": list(finding.sample.target.corners),
-        "iou": finding.iou,
+        "answer": finding.record.text,
+        "prediction": finding.record.prediction,
+        "target": finding.record.target,
+        "iou": finding.record.iou,
+        "picks_target": finding.record.picks_target,
         "share": _by_class(finding.split.shares_MC.mean(0).tolist()),
         "attention_in_box": finding.in_box.aib,
         "peak_in_box": finding.in_box.pib,
@@ -119,7 +120,7 @@ def console_table(studies: Mapping[str, Study], name: str) -> Table:
     table = Table(title=f"Attention of the answer's tokens, {name}")
     table.add_column("class")
     for prompt, study in studies.items():
-        table.add_column(f"share, {TITLES[prompt]}\n{len(study.findings)} samples", justify="right")
+        table.add_column(f"{TITLES[prompt]}\n{len(study.findings)} samples, share", justify="right")
         table.add_column("tokens", justify="right")
         table.add_column("share a token", justify="right")
     for place, label in enumerate(LABELS):

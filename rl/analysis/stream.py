@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rl.attention_hook import text_config
+
 IMPLEMENTATION = "sightline_answer_rows"
 ROWS_AT_ONCE = 64
 
@@ -70,7 +72,7 @@ def watched_attention(model: PreTrainedModel, rows_R: Tensor, visit: Visit) -> I
 
     The vision tower is left alone; outputs are those of the implementation the model has (SDPA for an eager one).
     """
-    config = model.model.language_model.config
+    config = text_config(model)
     before: str = config._attn_implementation
     inner = ALL_ATTENTION_FUNCTIONS[before if before != "eager" else "sdpa"]
 
@@ -83,7 +85,9 @@ def watched_attention(model: PreTrainedModel, rows_R: Tensor, visit: Visit) -> I
             row_attention(query, key, rows, scaling, attention_mask).mean(0) for rows in rows_R.split(ROWS_AT_ONCE)
         ]
         visit(module.layer_idx, torch.cat(attention_RL))
+        config._attn_implementation = before  # FlashAttention loads its kernel by this name
         output: tuple[Tensor, Tensor | None] = inner(module, query, key, value, attention_mask, **kwargs)
+        config._attn_implementation = IMPLEMENTATION
         return output
 
     AttentionInterface.register(IMPLEMENTATION, watched)

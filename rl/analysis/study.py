@@ -5,25 +5,23 @@ Of each sample a few vectors stay: shares, measures, and, for those that are dra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from data.box import Box
 from data.sample import Sample
-from rewards.iou import box_iou
-from rewards.parse import AnswerError, parse_answer
-from rewards.score import Completion
-from rl.analysis.answers import ANSWERS, EmptyAnswerError, Reader
+from rl.analysis.answers import ANSWERS, Reader, UnansweredError
 from rl.analysis.grid import ImageGrid, merged_grid, overview_grid
 from rl.analysis.in_box import InBox, attention_in_box
 from rl.analysis.split import Split, mean_split, split_attention
 from rl.analysis.stream import AnswerAttention
 from rl.analysis.token_classes import NamedPrompt, token_classes
+from rl.evaluation import judged_record
 from rl.prompting import EncodedPrompt
+from rl.runlog import ValidationRecord
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,10 @@ class ImageAttention:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one sample gave. `prediction` is in original pixels; None where the answer holds no valid box."""
+    """What one sample gave. `record` is the answer whose attention was read, judged as an evaluation judges it."""
 
     sample: Sample
-    answer: str
-    prediction: Box | None
-    iou: float
+    record: ValidationRecord
     split: Split
     in_box: InBox
     images: tuple[ImageAttention, ...]
@@ -50,10 +46,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Study:
-    """All samples under one prompt; `unanswered` are the ids of those whose answer is empty, which has no attention."""
+    """All samples under one prompt; `unanswered` are those whose answer has no attention, and why, by id."""
 
     findings: tuple[Finding, ...]
-    unanswered: tuple[str, ...]
+    unanswered: Mapping[str, str]
 
     @property
     def split(self) -> Split:
@@ -92,22 +88,23 @@ def study(reader: Reader, samples: Iterable[Sample], asked: Asked) -> Study:
     Raises ValueError for a sample that cannot be asked this way, and when no sample is answered.
     """
     findings: list[Finding] = []
-    unanswered: list[str] = []
+    unanswered: dict[str, str] = {}
     for sample in samples:
         try:
             findings.append(_find(reader, sample, asked, drawn=len(findings) < asked.drawn))
-        except EmptyAnswerError:
-            unanswered.append(sample.id)
+        except UnansweredError as error:
+            unanswered[sample.id] = str(error)
     if not findings:
-        raise ValueError(f"all {len(unanswered)} answers are empty; answer=true reads the attention of the true ones")
-    return Study(tuple(findings), tuple(unanswered))
+        reasons = "; ".join(sorted(set(unanswered.values()))[:3])
+        raise ValueError(f"none of {len(unanswered)} samples was answered ({reasons}); answer=truth reads the true answers")
+    return Study(tuple(findings), unanswered)
 
 
 def _find(reader: Reader, sample: Sample, asked: Asked, drawn: bool) -> Finding:
     named = asked.prompt(sample)
     encoded = reader.encoder.encode(named.sample)
     answer = ANSWERS[asked.answer](reader, named.sample)
-    attention = reader.attention(named.sample, answer)
+    attention = reader.attention(encoded, answer)
     class_L = token_classes(named, encoded, len(answer), reader.encoder.tokenizer)
     target = _image_grid(reader, named.sample, encoded, sample.target_image)
     over_target = _over_image(attention.first_ML, named.sample, encoded, sample.target_image, target)
@@ -115,20 +112,11 @@ def _find(reader: Reader, sample: Sample, asked: Asked, drawn: bool) -> Finding:
     completion = reader.encoder.completion(sample, reader.encoder.decode(answer))
     return Finding(
         sample=sample,
-        answer=completion.text,
-        prediction=_prediction(sample, completion),
-        iou=box_iou(sample, completion),
+        record=judged_record(sample, completion, asked.answer),
         split=split_attention(attention, class_L),
         in_box=attention_in_box(over_target, target.inside((sample.target,))),
         images=tuple(_image_attention(reader, named.sample, encoded, attention, image) for image in shown) if drawn else (),
     )
-
-
-def _prediction(sample: Sample, completion: Completion) -> Box | None:
-    try:
-        return parse_answer(completion.text, completion.frame).to(sample.images[sample.target_image].frame)
-    except AnswerError:
-        return None
 
 
 def _image_attention(
@@ -140,7 +128,7 @@ def _image_attention(
 
 def _image_grid(reader: Reader, sample: Sample, encoded: EncodedPrompt, image: int) -> ImageGrid:
     if encoded.image_grid_thw is None:
-        return overview_grid(sample.images[image], reader.model.config.vision_config, alone=len(sample.images) == 1)
+        return overview_grid(sample.images[image], reader.rollouts.model.config.vision_config, alone=len(sample.images) == 1)
     return merged_grid(sample.images[image], encoded.image_grid_thw[image], reader.encoder.family.merge)
 
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from data.sample import TextPart
-from rl.analysis.answers import Reader
 from rl.analysis.split import mean_split, split_attention
 from rl.analysis.stream import AnswerAttention
 from rl.analysis.token_classes import BOX, CATEGORY, OTHER, QUERY, SUPPORT, token_classes, with_category, without_category
 from rl.prompting import PromptEncoder
-from tests.rl.analysis_case import focus_samples, qwen2_vl
+from tests.rl.analysis_case import build_reader, focus_samples
 
 ANSWER = "<answer>[12, 30, 44, 60]</answer>"
 
@@ -64,18 +63,14 @@ def test_a_sample_without_a_category_is_refused(metadata: dict[str, object]) -> 
 
 
 def test_uniform_attention_gives_the_counts(tiny_model_dir: Path) -> None:
-    """q = k = 0: row i pays 1/(i+1) to each of its i+1 tokens, so a class of n tokens before the answer gets n/(i+1)."""
-    encoder, model = PromptEncoder(str(tiny_model_dir)), qwen2_vl(tiny_model_dir)
-    with torch.no_grad():
-        for layer in model.model.language_model.layers:
-            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-                projection.weight.zero_()
-                projection.bias.zero_()
+    """q = 0: row i pays 1/(i+1) to each of its i+1 tokens, so a class of n tokens before the answer gets n/(i+1)."""
+    reader = build_reader(tiny_model_dir, sharpen=0.0)
+    encoder = reader.encoder
     sample = focus_samples(1)[0]
     answer = encoder.answer_tokens(ANSWER)[:-1]
     named = with_category(sample)
     encoded = encoder.encode(named.sample)
-    attention = Reader(model, encoder, 8).attention(named.sample, answer)
+    attention = reader.attention(encoded, answer)
     split = split_attention(attention, token_classes(named, encoded, len(answer), encoder.tokenizer))
     prompt = len(encoded.input_ids)
     lengths = [prompt + row for row in range(len(answer))]  # what each row sees, itself included

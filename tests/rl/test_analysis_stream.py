@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from rl.analysis.answers import Reader
 from rl.analysis.stream import ROWS_AT_ONCE, answer_attention, row_attention
-from rl.prompting import PromptEncoder
-from tests.rl.analysis_case import focus_samples, llava_onevision, qwen2_5_vl, qwen2_vl, stock_inputs
+from rl.analysis.study import Asked, study
+from rl.analysis.token_classes import with_category
+from rl.attention_hook import text_config
+from rl.tiny_backbone import ARCHITECTURES, write
+from tests.rl.analysis_case import build_reader, focus_samples, stock_inputs
 
 
 def eager_maps(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -27,15 +28,28 @@ def eager_maps(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     return torch.stack([layer[0].mean(0) for layer in maps])
 
 
-@pytest.mark.parametrize("build", [qwen2_vl, qwen2_5_vl])
-def test_rows_equal_eager_maps(build: Callable[[Path], PreTrainedModel], tiny_model_dir: Path) -> None:
-    encoder, model = PromptEncoder(str(tiny_model_dir)), build(tiny_model_dir)
-    sample = focus_samples(1)[0]
-    encoded = encoder.encode(sample)
-    answer = encoder.answer_tokens("<answer>[12, 30, 44, 60]</answer>")[:-1]
-    read = Reader(model, encoder, max_tokens=8).attention(sample, answer)
-    assert model.model.language_model.config._attn_implementation == "sdpa"
-    maps = eager_maps(model, stock_inputs(encoded, answer))
+ANSWER = "<answer>[12, 30, 44, 60]</answer>"
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    write(folder, architecture=request.param)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path) -> PreTrainedModel:
+    return build_reader(tiny_model_dir).rollouts.model
+
+
+def test_rows_equal_eager_maps_of_every_family(folder: Path) -> None:
+    reader = build_reader(folder)
+    encoded = reader.encoder.encode(focus_samples(1)[0])
+    answer = reader.encoder.answer_tokens(ANSWER)[:-1]
+    read = reader.attention(encoded, answer)
+    assert text_config(reader.rollouts.model)._attn_implementation == "sdpa"
+    maps = eager_maps(reader.rollouts.model, stock_inputs(encoded, answer))
     first = len(encoded.input_ids) - 1
     assert read.rows_R.tolist() == list(range(first, first + len(answer)))
     rows = maps[:, first : first + len(answer)]
@@ -45,25 +59,40 @@ def test_rows_equal_eager_maps(build: Callable[[Path], PreTrainedModel], tiny_mo
     assert torch.allclose(read.mean_ML.sum(-1), torch.ones(len(maps)), atol=1e-5)
 
 
-def test_rows_equal_eager_maps_for_llava_onevision() -> None:
-    model = llava_onevision()
-    inputs = {"input_ids": torch.arange(3, 40)[None], "attention_mask": torch.ones(1, 37, dtype=torch.long)}
-    read = answer_attention(model, torch.arange(30, 37), lambda: model.model(**inputs))
-    maps = eager_maps(model, inputs)
-    assert torch.allclose(read.mean_ML, maps[:, 30:].mean(1), atol=1e-5)
+def test_a_sample_of_every_family_is_read_to_its_end(folder: Path) -> None:
+    """Answer of its own, shares that sum to 1, cells over every image."""
+    samples = focus_samples(2)
+    for name in ("own", "truth"):
+        found = study(build_reader(folder), samples, Asked(with_category, name, drawn=1, all_images=True))
+        assert not found.unanswered
+        assert torch.allclose(found.split.shares_MC.sum(-1), torch.ones(3, dtype=torch.float64), atol=1e-5)
+        assert all(float(share) > 0 for share in found.split.shares_MC.mean(0))
+        assert [len(finding.images) for finding in found.findings] == [3, 0]
+        for seen in found.findings[0].images:
+            assert seen.attention_MN.shape == (3, seen.grid.cells)
+            width = seen.grid.region[2] - seen.grid.region[0]
+            height = seen.grid.region[3] - seen.grid.region[1]
+            assert (seen.grid.rows, seen.grid.columns, width, height) in ((3, 4, 112, 84), (4, 4, 112, 112))
 
 
-def test_more_rows_than_exist_at_once_and_a_failed_forward(tiny_model_dir: Path) -> None:
-    model = llava_onevision()
+def test_more_rows_than_exist_at_once_and_a_failed_forward(model: PreTrainedModel) -> None:
     length = 3 * ROWS_AT_ONCE + 5
-    ids = (torch.arange(length) % 50)[None]
+    ids = (300 + torch.arange(length) % 50)[None]
     read = answer_attention(model, torch.arange(2, length), lambda: model.model(input_ids=ids))
     maps = eager_maps(model, {"input_ids": ids})
-    assert torch.allclose(read.mean_ML, maps[:, 2:].mean(1), atol=1e-5)
     model.set_attn_implementation("sdpa")
+    assert torch.allclose(read.mean_ML, maps[:, 2:].mean(1), atol=1e-5)
     with pytest.raises(IndexError):
         answer_attention(model, torch.tensor([length]), lambda: model.model(input_ids=ids))
-    assert model.model.language_model.config._attn_implementation == "sdpa"
+    assert text_config(model)._attn_implementation == "sdpa"
+
+
+def test_a_read_forward_gives_the_same_output(model: PreTrainedModel) -> None:
+    ids = (300 + torch.arange(40) % 50)[None]
+    outputs = []
+    answer_attention(model, torch.tensor([39]), lambda: outputs.append(model.model(input_ids=ids).last_hidden_state))
+    with torch.no_grad():
+        assert torch.equal(outputs[0], model.model(input_ids=ids).last_hidden_state)
 
 
 def test_given_masks_are_respected() -> None:
@@ -99,14 +128,15 @@ class _Sizes(TorchDispatchMode):
         return out
 
 
-def test_no_operation_makes_a_tensor_of_tokens_times_tokens() -> None:
-    """At 2,000 tokens the largest result is a layer's activations, not the 4 M of one map, nor the 24 M of six heads."""
-    model, length = llava_onevision(), 2000
-    ids = (torch.arange(length) % 50)[None]
+def test_no_operation_makes_a_tensor_of_tokens_times_tokens(model: PreTrainedModel) -> None:
+    """At 3,000 tokens the largest result is a layer's activations (256 a token), not the 3 × 9 M of its attention map."""
+    length = 3000
+    ids = (300 + torch.arange(length) % 50)[None]
     with _Sizes() as sizes:
         answer_attention(model, torch.arange(length - 8, length), lambda: model.model(input_ids=ids, use_cache=False))
-    assert sizes.largest <= length * 128
+    assert sizes.largest <= length * 256
     with _Sizes() as eager_sizes, torch.no_grad():
         model.set_attn_implementation("eager")
         model.model(input_ids=ids, use_cache=False)
-    assert eager_sizes.largest == 6 * length * length
+    model.set_attn_implementation("sdpa")
+    assert eager_sizes.largest == 3 * length * length
