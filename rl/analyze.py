@@ -76,10 +76,14 @@ def analyze(recipe: Recipe, options: AnalysisConfig) -> None:
     out = Path(options.out) if options.out else Path(recipe.runs) / recipe.name / "analyze" / time.strftime("%Y%m%d-%H%M%S")
     check_out(out)
     samples = _samples(recipe, options.samples)
+    prompts = PROMPTS[options.category]
+    for prompt in prompts.values():
+        for sample in samples:
+            prompt(sample)  # a sample without a category is told before a model is loaded
     reader = _reader(recipe, options.checkpoint)
     _check_layers(options.layers, reader.layers)
     studies = {}
-    for name, prompt in PROMPTS[options.category].items():
+    for name, prompt in prompts.items():
         asked = Asked(prompt, options.answer, options.heatmaps, options.images == "all")
         studies[name] = study(reader, _announced(samples, f"{recipe.name}, category {name}"), asked)
     write_analysis(out, studies, options, recipe.name)

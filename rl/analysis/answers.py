@@ -1,7 +1,7 @@
 """The answers whose attention is read, and the stock Hugging Face forward that reads a prompt with its answer.
 
     own      the model's greedy answer, as the evaluation's backend `hf` gives it
-    truth    what a perfect answer to the sample looks like
+    truth    what a perfect answer to a FOCUS sample looks like: the true box in its tags, without a thought
 
 The token that ends the turn is no part of either.
 """
