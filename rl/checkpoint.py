@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from cluster.group import ActorError
+from rl.config import ModelConfig
 from rl.protocols import PolicyLearner
 
 DIRECTORY = "checkpoints"
@@ -62,6 +65,30 @@ def save_checkpoint(
         if old != step:
             shutil.rmtree(run_dir / DIRECTORY / f"{stage}-{old}")
     return Checkpoint(path, stage, step, state)
+
+
+def saved_policy(place: Path, model: ModelConfig) -> Path:
+    """The learner's folder in `place`, a run (its newest checkpoint) or one checkpoint of it, for a stage to begin with.
+
+    Raises CheckpointError where there is none, or where its run trained another kind of policy than `model`.
+    """
+    run_dir = place if (place / "config.yaml").exists() else place.parent.parent
+    if not (run_dir / "config.yaml").exists():
+        raise CheckpointError(f"start_from={place} is neither a run, runs/<name>/<time>, nor a checkpoint of one")
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    checkpoint = latest_checkpoint(run_dir, list(saved.stages)).path if place == run_dir else place
+    if not (checkpoint / "state.json").exists():
+        raise CheckpointError(f"start_from={place}: {checkpoint} is no finished checkpoint")
+    shape = {"path": model.path, "lora.rank": model.lora.rank, "lora.targets": list(model.lora.targets)}
+    shape["quantization"] = model.quantization
+    for key, wanted in shape.items():
+        found = OmegaConf.select(saved.model, key)
+        if found != wanted and not (key == "lora.targets" and not model.lora.rank):
+            raise CheckpointError(
+                f"start_from={place} was trained with model.{key}={found}, this recipe has {wanted}; make them agree, or "
+                f"give the exported folder, {run_dir / 'export'}, as model.path"
+            )
+    return checkpoint / "learner"
 
 
 def list_checkpoints(run_dir: Path, stage: str) -> list[int]:

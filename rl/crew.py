@@ -95,8 +95,10 @@ class Crew:
         self, group: LearnerGroup, optimizer: OptimizerConfig | None, grpo: bool, start_from: Path | None
     ) -> list[ray.ObjectRef]:
         algorithm = self.recipe.algorithm if grpo else None
+        attention_loss = self.recipe.sft.attention_loss
+        wanted = attention_loss if not grpo and attention_loss.weight else None
         temperature = self.recipe.rollout.temperature if grpo else 1.0
-        return group.build(self.recipe.model, optimizer, algorithm, temperature, start_from)
+        return group.build(self.recipe.model, optimizer, algorithm, wanted, temperature, start_from)
 
     def peak_memory(self, policy: StagePolicy) -> dict[str, float]:
         """Peak host memory in MiB by actor."""

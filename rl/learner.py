@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from verl.protocol import DataProto
 
+from rl.attention_hook import BoxRecord
+from rl.attention_term import AttentionTerm
 from rl.batch import RankShare
-from rl.config import LearnerConfig, ModelConfig, OptimizerConfig
+from rl.config import AttentionLossConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from rl.engines import build_engine
 from rl.engines.base import Engine, Rendezvous
 from rl.layout import ModelInputs, lay_out
@@ -41,18 +43,21 @@ class Learner:
         encoder: PromptEncoder,
         where: Rendezvous,
         temperature: float,
+        attention_loss: AttentionLossConfig | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.model, self.config, self.encoder, self.temperature = model, config, encoder, temperature
         self.rank = where.rank
         self.engine: Engine = build_engine(config.engine, model, config, optimizer, tuple(encoder.banned_token_ids), where)
+        self.attention = AttentionTerm(attention_loss, self.engine.policy) if attention_loss else None
 
     def logprobs(self, share: RankShare) -> Tensor:
         """Logprobs [N, G, R] of the share's answers, zero where no token is; no gradients."""
         whole = torch.zeros(share.batch.batch["responses"].shape)
         with torch.no_grad():
             for rows in share.micro_batches:
-                logprobs, _ = self._forward(share.batch.select_idxs(list(rows)))
+                micro = share.batch.select_idxs(list(rows))
+                logprobs, _ = self._forward(micro, self._inputs(micro))
                 whole[list(rows)] = logprobs.cpu()
         return whole
 
@@ -67,12 +72,17 @@ class Learner:
         reference_logprobs: Tensor | None = None
         for rows in share.micro_batches:
             micro = share.batch.select_idxs(list(rows))
-            logprobs, entropy = self._forward(micro)
+            inputs = self._inputs(micro)
+            record = self.attention.record(micro, self.encoder, inputs) if self.attention else None
+            logprobs, entropy = self._forward(micro, inputs, record)
             if reference is not None:
                 reference_logprobs = reference() if reference_logprobs is None else reference_logprobs
                 micro.batch["reference_logprobs"] = reference_logprobs[list(rows)]
             self._record_mismatch(logprobs, micro, meter)
-            self.engine.backward(objective(logprobs, entropy, micro.to(logprobs.device), share.totals, meter))
+            loss = objective(logprobs, entropy, micro.to(logprobs.device), share.totals, meter)
+            if self.attention and record:
+                loss = loss + self.attention.loss(record, micro, share.totals, meter)
+            self.engine.backward(loss)
         grad_norm = self.engine.step(lr)
         metrics = meter.reduce(self.engine.total, self.engine.largest)
         return metrics | {"grad_norm": grad_norm, "lr": lr}
@@ -86,10 +96,9 @@ class Learner:
         meter.peak("mismatch/max", gap.max())
         meter.mean("mismatch/mean", gap.sum() / mask.sum(), mask.sum())
 
-    def _forward(self, micro: DataProto) -> tuple[Tensor, Tensor]:
+    def _forward(self, micro: DataProto, inputs: ModelInputs, record: BoxRecord | None = None) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies [N, G, R] of a micro-batch."""
-        inputs = self._inputs(micro)
-        logprobs_K, entropy_K = self.engine.policy(inputs, self.temperature)
+        logprobs_K, entropy_K = self.engine.policy(inputs, self.temperature, record)
         shape = micro.batch["responses"].shape
         return self._scatter(logprobs_K, inputs, shape), self._scatter(entropy_K, inputs, shape)
 

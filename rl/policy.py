@@ -6,7 +6,7 @@ for answer tokens and only a chunk at a time: at a 150k vocabulary they would be
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -19,6 +19,9 @@ from rl.config import LoraConfig, ModelConfig
 from rl.layout import ModelInputs, RopeIndex
 from rl.quantization import load_quantized
 
+if TYPE_CHECKING:
+    from rl.attention_hook import BoxRecord
+
 LOGITS_CHUNK = 2048  # answer tokens whose logits exist at once: 1.2 GB in float32 at a 152k vocabulary
 
 
@@ -26,7 +29,7 @@ class Policy(nn.Module):
     """`forward(inputs)` → (logprobs [K], entropy [K]) of the K answer tokens that `inputs` names.
 
     `banned` are token ids the sampler never draws (image placeholders): they leave the softmax here too, so that sampler
-    and learner speak of one distribution.
+    and learner speak of one distribution. A `box_record` takes the attention of the chosen layers down on the way.
     """
 
     def __init__(self, model: PreTrainedModel, banned: tuple[int, ...]) -> None:
@@ -44,9 +47,10 @@ class Policy(nn.Module):
         """The family's multi-axis rotary positions, or None where positions are plain 0, 1, 2, …"""
         return cast("RopeIndex | None", getattr(self.base.model, "get_rope_index", None))
 
-    def forward(self, inputs: ModelInputs, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: ModelInputs, temperature: float, box_record: BoxRecord | None = None) -> tuple[Tensor, Tensor]:
         base = self.base
         types = {} if self.rope_index is None else {"mm_token_type_ids": inputs.mm_token_type_ids}
+        observer = {} if box_record is None else {"box_record": box_record}
         hidden_BLD = base.model(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
@@ -54,6 +58,7 @@ class Policy(nn.Module):
             use_cache=False,
             **inputs.vision,
             **types,
+            **observer,
         ).last_hidden_state
         hidden_KD = hidden_BLD.flatten(0, 1)[inputs.predictor_K]
         chunks = [

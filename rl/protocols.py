@@ -22,13 +22,15 @@ from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 class Published:
     """Weights on offer: their version, the learner's checksum, and handles to buckets of tensors in transport.
 
-    `adapter` is PEFT's config when only LoRA matrices travel, None for full weights.
+    `adapter` is PEFT's config when only LoRA matrices travel, None for full weights. `base` are the full weights that an
+    adapter stands on, where they are not those of the samplers' own model folder (a quantized base), the first time.
     """
 
     version: int
     checksum: str
     buckets: tuple[Any, ...]
     adapter: Mapping[str, Any] | None = field(default=None)
+    base: Published | None = None
 
 
 class Rollouts(Protocol):

@@ -17,7 +17,7 @@ from data.sample import Sample
 from data.store import SampleStore
 from data.stream import PromptStream
 from rl import environment
-from rl.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from rl.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, saved_policy
 from rl.clock import PhaseClock
 from rl.config import ConfigError, Recipe, to_container, to_yaml
 from rl.crew import Crew
@@ -60,6 +60,7 @@ class Run:
         self.train = SampleStore(recipe.data.train, split="train")
         self.held_out = SampleStore(recipe.data.validation, split="validation")
         self.encoder = PromptEncoder.of(recipe.model)
+        self.start_from = None if recipe.start_from is None else saved_policy(Path(recipe.start_from), recipe.model)
         self.clock = PhaseClock()
 
     def execute(self) -> None:
@@ -84,10 +85,10 @@ class Run:
         return [self.held_out[index] for index in range(min(wanted, len(self.held_out)))]
 
     def stage_start(self, stage: str) -> Path | None:
-        """The policy that the stage before left, or None for the model of the recipe."""
+        """The policy that the stage before left, or `start_from`'s, or None for the model of the recipe."""
         place = self.recipe.stages.index(stage)
         if place == 0:
-            return None
+            return self.start_from
         before = self.recipe.stages[place - 1]
         return latest_checkpoint(self.run_dir, [before]).learner
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import ray
 from cluster.group import ActorGroup
 from cluster.placement import Slot
 from rl.actors.samples import SampleShipper, fetch
-from rl.config import AlgorithmConfig, LearnerConfig, ModelConfig, OptimizerConfig
+from rl.config import AlgorithmConfig, AttentionLossConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from rl.engines.base import Rendezvous
 from rl.protocols import Published
 from rl.tracking import peak_memory_mib
@@ -35,6 +35,7 @@ class LearnerActor:
         config: LearnerConfig,
         optimizer: OptimizerConfig | None,
         algorithm: AlgorithmConfig | None,
+        attention_loss: AttentionLossConfig | None,
         where: Rendezvous,
         temperature: float,
         start_from: Path | None,
@@ -45,7 +46,8 @@ class LearnerActor:
         from rl.prompting import PromptEncoder
 
         encoder = PromptEncoder.of(model)
-        self.learner = Learner(model, config, optimizer, encoder, where, temperature)
+        self.learner = Learner(model, config, optimizer, encoder, where, temperature, attention_loss)
+        self.base_published = False
         if start_from is not None:
             self.learner.engine.load_policy(start_from)
         self.objective = GrpoObjective(algorithm) if algorithm else LanguageModelObjective()
@@ -60,19 +62,31 @@ class LearnerActor:
 
     def publish(self, version: int) -> Published | None:
         """Put the weights into the object store, bucket by bucket. Only rank 0 answers."""
+        model = self.learner.model
+        if not (model.lora.rank and model.lora.sync == "adapter"):
+            return self._publish(self.learner.full_weights(), version)
+        base = None
+        if model.quantization and not self.base_published:
+            base = self._publish(self.learner.base_weights(), version)
+            self.base_published = True
+        return self._publish(self.learner.adapter_weights(), version, self._adapter_config(), base)
+
+    def _publish(
+        self,
+        tensors: Iterable[tuple[str, Tensor]],
+        version: int,
+        adapter: dict[str, Any] | None = None,
+        base: Published | None = None,
+    ) -> Published | None:
         from rl.weights import Checksummed, buckets
 
-        lora = self.learner.model.lora
-        adapter_only = lora.rank > 0 and lora.sync == "adapter"
-        tensors = self.learner.adapter_weights() if adapter_only else self.learner.full_weights()
         if self.learner.rank:
             for _ in tensors:
                 pass
             return None
         passing = Checksummed(tensors)
         references = tuple(ray.put(bucket) for bucket in buckets(passing, BUCKET_BYTES))
-        adapter = self._adapter_config() if adapter_only else None
-        return Published(version, passing.checksum, references, adapter)
+        return Published(version, passing.checksum, references, adapter, base)
 
     def _adapter_config(self) -> dict[str, Any]:
         from rl.policy import peft_config
@@ -128,13 +142,15 @@ class LearnerGroup:
         model: ModelConfig,
         optimizer: OptimizerConfig | None,
         algorithm: AlgorithmConfig | None,
+        attention_loss: AttentionLossConfig | None,
         temperature: float,
         start_from: Path | None = None,
     ) -> list[ray.ObjectRef]:
         """Begin loading on all ranks; `ready` waits."""
         address, port = self.group.rendezvous()
         ranks = [Rendezvous(rank, len(self.group), 0, address, port) for rank in range(len(self.group))]
-        arguments = [(model, self.config, optimizer, algorithm, where, temperature, start_from) for where in ranks]
+        fixed = (model, self.config, optimizer, algorithm, attention_loss)
+        arguments = [(*fixed, where, temperature, start_from) for where in ranks]
         return self.group.submit_each("build", arguments)
 
     def ready(self, pending: list[ray.ObjectRef]) -> None:

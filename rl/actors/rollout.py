@@ -33,6 +33,12 @@ class RolloutActor:
         return self.sampler.generate(fetch(references), sampling)
 
     def load(self, published: Published) -> WeightsReceipt:
+        from rl.sampler import WeightsError
+
+        if published.base is not None:
+            receipt = self.load(published.base)
+            if receipt.checksum != published.base.checksum:
+                raise WeightsError(f"the adapter's base arrived as {receipt.checksum}, not {published.base.checksum}")
         tensors = _arriving(published)
         if published.adapter is not None:
             return self.sampler.load_adapter(tensors, published.adapter, published.version)

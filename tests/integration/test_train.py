@@ -145,3 +145,39 @@ def test_sft_then_grpo_starts_from_the_policy_sft_left(recipe: Path) -> None:
     by_stage = {line["stage"]: line["metrics"] for line in done.metrics()}
     assert by_stage["grpo"]["loss/kl"] == pytest.approx(0.0, abs=1e-6)
     assert by_stage["grpo"]["mismatch/max"] <= 1e-4
+
+
+LORA = ("model.lora.rank=4", "model.lora.alpha=8")
+
+
+def test_a_quantized_base_is_what_the_samplers_sample_from(recipe: Path) -> None:
+    """The adapter travels every step, its dequantized base once: sampler and learner agree as without quantization."""
+    done = run(recipe, *LORA, "model.quantization=nf4", "grpo.steps=2")
+    assert done.status == 0, done.err
+    steps = [line["metrics"] for line in done.metrics() if "mismatch/max" in line["metrics"]]
+    assert len(steps) == 2
+    assert max(step["mismatch/max"] for step in steps) <= 1e-4
+
+
+def test_a_chain_in_one_run_equals_its_stages_run_one_by_one(recipe: Path) -> None:
+    """Under LoRA: GRPO begins with SFT's policy and is held to that policy, not to the bare base."""
+    sft = ("sft.steps=2", "sft.batch_size=4", "sft.optimizer.lr=1e-2")
+    chain = run(recipe, *LORA, *sft, "stages=[sft,grpo]", "grpo.steps=2")
+    assert chain.status == 0, chain.err
+    alone = run(recipe, *LORA, *sft, "stages=[sft]")
+    assert alone.status == 0, alone.err
+    after = run(recipe, *LORA, "stages=[grpo]", "grpo.steps=2", f"start_from={alone.run_dir}")
+    assert after.status == 0, after.err
+    assert chain.run_dir is not None and after.run_dir is not None
+    assert [step for step in lasting(chain) if "loss/policy" in step[1]] == [
+        step for step in lasting(after) if "loss/policy" in step[1]
+    ]
+    assert weights_of(chain.run_dir) == weights_of(after.run_dir)
+    first = next(line["metrics"] for line in after.metrics() if "loss/kl" in line["metrics"])
+    assert first["loss/kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_checkpoint_of_another_shape_is_refused_with_the_remedy(recipe: Path, straight: Finished) -> None:
+    done = run(recipe, *LORA, f"start_from={straight.run_dir}")
+    assert done.status == 1
+    assert "model.lora.rank=0" in done.err and "export" in done.err
