@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rl.policy import peft_config
+from rl.weights import published_names
 
 if TYPE_CHECKING:
     from rl.learner import Learner
@@ -41,7 +42,7 @@ def export_policy(learner: Learner, directory: Path) -> None:
         with torch.device("meta"):
             dtype = next(iter(full.values())).dtype
             model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
-        model.save_pretrained(partial, state_dict=full)
+        model.save_pretrained(partial, state_dict=dict(published_names(full.items(), model.config.model_type)))
         _copy_side_files(source, partial)
         if adapter:
             _save_adapter(learner, adapter, partial / "adapter")

@@ -15,7 +15,7 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rl.weights import Bucket, Checksummed, NamedTensors, buckets
+from rl.weights import Bucket, Checksummed, NamedTensors, buckets, published_names
 
 SPOOL_BYTES = 256 << 20
 
@@ -45,11 +45,12 @@ class WeightReceiver:
         runner = self.model_runner
         model = runner.get_model()
         passing = Checksummed(tensors)
+        published = published_names(passing, self.vllm_config.model_config.hf_config.model_type)
         expected = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(model)
             try:
-                loaded = model.load_weights(_with_tied_head(passing, self._ties_embeddings()))
+                loaded = model.load_weights(_with_tied_head(published, self._ties_embeddings()))
             except Exception as error:
                 raise RuntimeError(f"{type(error).__name__} after tensor {passing.last!r}: {error}") from error
             finally:  # or layers stay without storage, and not even a later load finds its way

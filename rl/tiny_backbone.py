@@ -24,6 +24,7 @@ from rl import tiny_backbone_vocabulary as vocabulary
 from rl.tiny_backbone_language import Architecture, TinyShape, build_tokenizer
 from rl.tiny_backbone_llava import LLAVA_ONEVISION
 from rl.tiny_backbone_qwen import QWEN2_5_VL, QWEN2_VL
+from rl.weights import published_names
 
 ARCHITECTURES = {"qwen2_5_vl": QWEN2_5_VL, "qwen2_vl": QWEN2_VL, "llava_onevision": LLAVA_ONEVISION}
 
@@ -49,7 +50,7 @@ def write(out: Path, seed: int = 0, shape: TinyShape | None = None, architecture
     shape = shape or chosen.shape
     tokenizer = build_tokenizer(chosen.special_tokens, chosen.chat_template)
     model = build_model(chosen, shape, tokenizer, seed)
-    model.save_pretrained(out)
+    model.save_pretrained(out, state_dict=dict(published_names(model.state_dict().items(), architecture)))
     chosen.build_processor(shape, tokenizer).save_pretrained(out)
     return int(model.num_parameters())
 

@@ -21,6 +21,10 @@ import xxhash
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
 PEFT_PREFIX = "base_model.model."
 
+# By `model_type`: beginnings of transformers' names, and what published checkpoints and vLLM have in their place.
+# transformers dropped a level of SigLIP's modules; it still reads names with that level, but does not write them.
+PUBLISHED_PREFIXES = {"llava_onevision": {"model.vision_tower.": "model.vision_tower.vision_model."}}
+
 
 def _raw_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
     """The tensor's bytes in row-major order; a view where it already is contiguous on the CPU. numpy knows no bfloat16."""
@@ -128,6 +132,16 @@ def as_dtype(tensors: NamedTensors, dtype: torch.dtype) -> Iterator[tuple[str, t
     """Floating tensors cast to `dtype` (an fp32 master sent as bf16: half the bytes); others as they are."""
     for name, tensor in tensors:
         yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def published_names(tensors: NamedTensors, model_type: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors under the names of the family's published checkpoints; names that already are those stay."""
+    prefixes = PUBLISHED_PREFIXES.get(model_type, {})
+    for name, tensor in tensors:
+        for ours, theirs in prefixes.items():
+            if name.startswith(ours) and not name.startswith(theirs):
+                name = theirs + name.removeprefix(ours)
+        yield name, tensor
 
 
 def merge_adapter(
