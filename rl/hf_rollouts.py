@@ -24,6 +24,7 @@ from transformers import (
 
 from data.sample import Sample
 from rl.config import ModelConfig, Recipe
+from rl.layout import stack_vision
 from rl.prompting import EncodedPrompt, PromptEncoder
 from rl.records import Rollout, RolloutFailure, Sampling
 
@@ -88,7 +89,6 @@ class HfRollouts:
             for sample, prompt in zip(samples, encoded, strict=True)
         ]
 
-    @torch.inference_mode()
     def _decode(self, prompts: Sequence[EncodedPrompt], max_tokens: int) -> list[tuple[list[int], list[float]]]:
         """(tokens, logprobs) of every prompt's greedy answer, up to and with the token that ends it."""
         settings = GenerationConfig(
@@ -99,9 +99,10 @@ class HfRollouts:
             suppress_tokens=list(self.encoder.banned_token_ids),
         )
         taken = _TakenLogprobs()
-        whole_BL = cast(Any, self.model).generate(
-            **self._inputs(prompts), generation_config=settings, logits_processor=LogitsProcessorList([taken])
-        )
+        with torch.inference_mode():
+            whole_BL = cast(Any, self.model).generate(
+                **self._inputs(prompts), generation_config=settings, logits_processor=LogitsProcessorList([taken])
+            )
         answers_BR = whole_BL[:, len(prompts[0].input_ids) :]
         logprobs_BR = taken.finish(answers_BR[:, -1])
         answers = []
@@ -112,15 +113,12 @@ class HfRollouts:
 
     def _inputs(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
         input_ids_BP = torch.stack([prompt.input_ids for prompt in prompts])
-        inputs = {
-            "input_ids": input_ids_BP,
-            "attention_mask": torch.ones_like(input_ids_BP),
-            "mm_token_type_ids": torch.stack([prompt.mm_token_type_ids for prompt in prompts]),
-        }
-        pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
-        grids = [prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]
-        if pixels:
-            inputs |= {"pixel_values": torch.cat(pixels).to(self.model.dtype), "image_grid_thw": torch.cat(grids)}
+        inputs = {"input_ids": input_ids_BP, "attention_mask": torch.ones_like(input_ids_BP), **stack_vision(prompts)}
+        # Families with plain positions take no token types.
+        if hasattr(self.model.model, "get_rope_index"):
+            inputs["mm_token_type_ids"] = torch.stack([prompt.mm_token_type_ids for prompt in prompts])
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def _rollout(self, sample: Sample, prompt: EncodedPrompt, tokens: list[int], logprobs: list[float]) -> Rollout:
