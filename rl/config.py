@@ -66,10 +66,11 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Dataset folders as `python -m data.build` writes them."""
+    """Dataset folders as `python -m data.build` writes them; missing ones are made where `synthetic` names a tiny set."""
 
     train: str = MISSING
     validation: str = MISSING
+    synthetic: str | None = None
 
 
 @dataclass
@@ -347,6 +348,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.model.quantization and not recipe.model.lora.rank:
         raise ConfigError("`model.quantization` freezes the base, which leaves nothing to train; set `model.lora.rank`")
     _check_attention_loss(recipe.sft.attention_loss)
+    _choose("data.synthetic", [recipe.data.synthetic or "locus"], ("locus", "focus"))
     if not recipe.stages:
         raise ConfigError(f"`stages` is empty; choose from {', '.join(STAGES)}")
     for key, value in (

@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run_recipe(recipe: Recipe) -> int:
     """Run all stages, and report on whatever was reached, however it ended."""
+    from data.tiny_sets import make_missing
     from rewards.registry import RewardLookupError, resolve
     from rl.run import Run, open_run_dir
 
@@ -45,6 +46,8 @@ def run_recipe(recipe: Recipe) -> int:
     expected = _expected()
     run_dir: Path | None = None
     try:
+        if recipe.data.synthetic:
+            make_missing(recipe.data.synthetic, [Path(recipe.data.train), Path(recipe.data.validation)])
         run_dir = open_run_dir(recipe)
         print(f"{recipe.name}: {' → '.join(recipe.stages)}, seed {recipe.seed}, in {run_dir}", flush=True)
         Run(recipe, run_dir).execute()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rl.config import load_recipe
-from rl.demo import DEMO, RECIPES, build_data
+from rl.demo import RECIPES
 from rl.runlog import read_metrics
 from rl.train import run_recipe
 
@@ -27,7 +27,6 @@ WORK = ("rollout", "update")
 
 def measure(steps: int) -> dict[str, float]:
     """Median seconds of every phase, and of a whole step."""
-    build_data(DEMO)
     with tempfile.TemporaryDirectory() as runs:
         overrides = [
             f"grpo.steps={steps}",

@@ -13,9 +13,10 @@ from data.config import LocusConfig, SizeBin
 from data.locus import build_locus
 from data.store import SampleStore
 from data.synthetic import write_coco
+from data.tiny_sets import CUES_HELD_OUT
 from rewards.config import RewardConfig
 from rl.config import load_recipe
-from rl.demo import HELD_OUT_SPEC, RECIPES
+from rl.demo import RECIPES
 from rl.evaluation import Evaluation, evaluate
 from rl.records import Sampling
 from tests.rl.local_roles import LocalRewards, LocalRollouts
@@ -28,7 +29,7 @@ SCENES = 48
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluation]:
     """Greedy answers on scenes that neither the warm start nor the demo has seen: held-out photographs, another seed."""
     root = tmp_path_factory.mktemp("scenes")
-    annotations = write_coco(root / "coco", SCENES, seed=99, split="val", spec=HELD_OUT_SPEC)
+    annotations = write_coco(root / "coco", SCENES, seed=99, split="val", spec=CUES_HELD_OUT)
     bins = {"any": SizeBin(0.0, 1.0)}
     config = LocusConfig(0, SCENES, bins=bins, mix={"any": 1.0}, augmented_bins=())
     build_locus(annotations, root / "coco" / "val", root / "locus", config)

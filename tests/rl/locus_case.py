@@ -7,11 +7,11 @@ from pathlib import Path
 from data.config import LocusConfig, SizeBin
 from data.locus import build_locus
 from data.synthetic import write_coco
-from rl.demo import HELD_OUT_SPEC
+from data.tiny_sets import CUES_HELD_OUT
 
 
 def write_locus(root: Path, samples: int) -> Path:
-    annotations = write_coco(root / "coco", samples, seed=7, split="val", spec=HELD_OUT_SPEC)
+    annotations = write_coco(root / "coco", samples, seed=7, split="val", spec=CUES_HELD_OUT)
     bins = {"any": SizeBin(0.0, 1.0)}
     config = LocusConfig(0, samples, bins=bins, mix={"any": 1.0}, augmented_bins=(), scene_storage="bytes")
     build_locus(annotations, root / "coco" / "val", root / "locus", config)
