@@ -7,7 +7,6 @@ import gc
 import json
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from rl import attention_hook
 from rl.attention_hook import BoxRecord, install, text_config
 from rl.attention_loss import BoxTargets, box_loss, chosen_layers
 from rl.layout import lay_out
+from rl.prompting import EncodedPrompt
 from tests.rl.attention_case import FAMILIES, Case, make_case, naive_loss, on_two_ranks, one_process
 
 MARGIN, BETA = 0.5, 3.0  # every hinge open; the attention loss weighs as much as the other
@@ -104,14 +104,10 @@ def test_the_loss_reaches_queries_and_keys_of_the_chosen_layers_and_what_is_belo
     losses.mean().backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
     layer = "model.language_model.layers."
-    assert {
-        f"{layer}1.self_attn.q_proj.weight",
-        f"{layer}1.self_attn.k_proj.weight",
-        f"{layer}0.mlp.up_proj.weight",
-    } <= moved
-    assert not [
-        name for name in moved if name.startswith((f"{layer}2", f"{layer}3", f"{layer}1.mlp", f"{layer}1.self_attn.v"))
-    ]
+    below = {"1.self_attn.q_proj.weight", "1.self_attn.k_proj.weight", "0.mlp.up_proj.weight"}
+    above = ("1.self_attn.v_proj", "1.self_attn.o_proj", "1.mlp", "2.", "3.")
+    assert {layer + name for name in below} <= moved
+    assert not [name for name in moved if name.removeprefix(layer).startswith(above)]
     assert [name for name in moved if "visual." in name or "vision_tower." in name]
 
 
@@ -162,7 +158,9 @@ def test_a_padded_batch_equals_each_row_alone(family: str, side: str) -> None:
     case = make_case(family, model, side)
     batch, _ = recorded_loss(model, case, (0, 1))
     alone = torch.cat([recorded_loss(model, case.row(number), (0, 1))[0] for number in range(2)])
-    torch.testing.assert_close(batch, alone, rtol=0, atol=1e-12)
+    # LLaVA's positions count padding on the left, and rotary angles are float32 in transformers.
+    shifted = family == "llava_onevision" and side == "left"
+    torch.testing.assert_close(batch, alone, rtol=0, atol=1e-7 if shifted else 1e-12)
 
 
 def test_packed_rows_equal_each_sample_alone() -> None:
@@ -188,19 +186,13 @@ def test_the_shared_group_mask_gives_the_mass_of_separate_rows() -> None:
     install(model)
     torch.manual_seed(1)
     tokens = torch.randint(10, 60, (20,))
-    prompt = SimpleNamespace(
-        input_ids=tokens, mm_token_type_ids=torch.zeros(20, dtype=torch.long), vision={}, image_grid_thw=None
-    )
-    prompt.pixel_values = None
+    prompt = EncodedPrompt(tokens, torch.zeros(20, dtype=torch.int16), torch.zeros(20, dtype=torch.long), vision={})
     answers, mask = torch.randint(10, 60, (1, 3, 6)), torch.ones(1, 3, 6)
     mask[0, 1, 4:] = 0
     masses = {}
     for layout in ("shared", "plain"):
         inputs = lay_out([prompt], answers, mask, model.model.get_rope_index, layout)
-        rows, columns = (
-            torch.zeros_like(inputs.input_ids, dtype=torch.bool),
-            torch.zeros_like(inputs.input_ids, dtype=torch.bool),
-        )
+        rows, columns = (torch.zeros_like(inputs.input_ids, dtype=torch.bool) for _ in range(2))
         rows[:, 12:18], columns[:, 3:7] = True, True
         targets = BoxTargets.padded(rows, columns, torch.ones_like(rows))
         record = BoxRecord(targets, (0, 1))
