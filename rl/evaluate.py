@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rl.records import Sampling
 
 USAGE = "usage: python -m rl.evaluate RECIPE.yaml [checkpoint=…] [shots=1,2,4] [backend=vllm|hf] [key=value …]"
-CHUNK = 1024  # samples asked at once: their encoded images are in memory together
+CHUNK = 512  # samples asked at once: their encoded images are in memory together
 
 Complete = Callable[["Sample", str], "Completion"]
 Open = Callable[[Recipe, ModelConfig, int], AbstractContextManager["Answerer"]]

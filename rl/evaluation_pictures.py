@@ -75,8 +75,8 @@ def _panel(image: PILImage.Image, boxes: Sequence[tuple[Corners, Colour]]) -> PI
         right, bottom = panel.width - 1, panel.height - 1
         x1, x2 = (min(max(round(value * scale), 0), right) for value in (corners[0], corners[2]))
         y1, y2 = (min(max(round(value * scale), 0), bottom) for value in (corners[1], corners[3]))
-        pen.rectangle((x1, y1, x2, y2), outline=HALO, width=4)
-        pen.rectangle((x1, y1, x2, y2), outline=colour, width=2)
+        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=HALO, width=5)
+        pen.rectangle((x1, y1, x2, y2), outline=colour, width=3)
     return panel
 
 

@@ -94,13 +94,12 @@ def notes(results: Results) -> list[str]:
     if any(row.asked.derived_from for row in results.rows):
         lines.append("“k (of K)”: the dataset has K shots; supports i·(K // k), i < k, of each sample were shown.")
     lines += [
-        f"{row.dataset}, {row.shots or NOTHING} shots: {len(row.failures)} samples were not answered and are in no metric: "
+        f"{row.asked.title}: {len(row.failures)} of {len(row.asked)} samples were not answered and are in no metric: "
         + "; ".join(f"{count}× {reason}" for reason, count in list(row.reasons.items())[:3])
         for row in results.rows
         if row.failures
     ]
-    for average in results.averages:
-        lines.append(f"average at {average.shots or NOTHING} shots: {', '.join(average.datasets)}, of equal weight.")
+    lines += dict.fromkeys(f"average: {', '.join(average.datasets)}, of equal weight." for average in results.averages)
     return lines + _paper_notes(results)
 
 
@@ -192,7 +191,7 @@ def page(results: Results, pictures: Sequence[Picture]) -> str:
         tag("figure", tag("img", src=picture.file, alt=picture.caption), tag("figcaption", picture.caption))
         for picture in pictures
     ]
-    lead = "Supports with their boxes, then the query: truth green, answer red. Evenly spaced ranks of IoU, best first."
+    lead = "Images in the prompt's order: given boxes blue, truth green, answer red. Evenly spaced ranks of IoU, best first."
     body = tag(
         "main",
         tag("h1", results.subject.recipe),
@@ -202,7 +201,9 @@ def page(results: Results, pictures: Sequence[Picture]) -> str:
         *shown,
     )
     own = Markup(
-        "figure{margin:1.5rem 0}figure img{max-width:100%;height:auto}.table{overflow-x:auto}.published{opacity:.65}"
+        "figure{margin:18px 0;padding:10px;overflow-x:auto}.table{overflow-x:auto;margin:18px 0}"
+        "tr.published{color:var(--soft)}thead th,tbody td{padding-left:0;padding-right:14px;white-space:nowrap}"
+        "td:nth-child(-n+3),thead th:nth-child(-n+3){text-align:left}"
     )
     head = tag(
         "head",

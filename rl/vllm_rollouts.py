@@ -25,7 +25,7 @@ def open_vllm(recipe: Recipe, model: ModelConfig, max_images: int) -> Iterator[R
         specs = [spec for spec in role_specs(recipe, gpus) if spec.name == "rollout"]
         placement = session.own(place(specs, timeout_s=cluster.placement_timeout_s, may_grow=not session.local))
         engine = sampler_config(model, recipe.rollout, recipe.seed, max_images)
-        shipper = SampleShipper()
+        shipper = SampleShipper(keep=0)  # no sample is asked twice
         rollouts = session.own(
             RolloutGroup(placement["rollout"], engine, "gpu" if gpus else "cpu", shipper, cluster.start_timeout_s)
         )

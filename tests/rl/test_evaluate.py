@@ -89,7 +89,7 @@ def test_shots_datasets_failures_and_an_average(tmp_path: Path) -> None:
     assert written["rows"][1]["paper"][2] == {"method": "FOCUS 7B", "mean_iou": 0.63, "note": ""}
     table = (out / "table.md").read_text()
     assert "| TAO | 2 (of 4) | base model |" in table and "*paper: FOCUS 7B* | *63.0*" in table
-    assert "GOT, 2 shots: 1 samples were not answered" in table and "| average | 2 | base model |" in table
+    assert "GOT 2-shot: 1 of 2 samples were not answered" in table and "| average | 2 | base model |" in table
 
 
 def test_a_set_without_an_answer_is_written_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

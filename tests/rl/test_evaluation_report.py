@@ -76,7 +76,7 @@ def test_the_table_stands_beside_the_papers(results: Results) -> None:
     assert lines[12].startswith("| average | 2 | run | 70.0 [70.0, 70.0] |")
     told = "\n".join(lines[13:])
     assert "supports i·(K // k), i < k" in told and "published figures on their own splits, not ours" in told
-    assert "got-10k, 2 shots: 1 samples were not answered and are in no metric: 1× image cannot be decoded" in told
+    assert "got-10k 2-shot: 1 of 3 samples were not answered and are in no metric: 1× image cannot be decoded" in told
 
 
 def test_json_and_records_hold_what_the_table_shows(results: Results, tmp_path: Path) -> None:
