@@ -106,8 +106,8 @@ def build_model(
 
 
 def is_vision(name: str) -> bool:
-    """Whether a parameter belongs to the vision tower or its projector."""
-    return any(part in name for part in (".visual.", ".vision_tower.", ".multi_modal_projector."))
+    """Whether a parameter belongs to the vision tower, its projector, or an image's end marks."""
+    return any(part in name for part in (".visual.", ".vision_tower.", ".multi_modal_projector.", ".image_newline"))
 
 
 def peft_config(lora: LoraConfig) -> PeftLoraConfig:

@@ -37,7 +37,7 @@ class OverviewsOfSeveral(LlavaOnevisionMultiModalProcessor):
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        updates: Sequence[PromptUpdate] = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
         if mm_items.get_all_counts().get("image", 0) <= 1:
             return updates
         processor = self.info.get_hf_processor(**hf_processor_mm_kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import Sample
-from rl.prompting import PromptEncoder
+from rl.prompting import EncodedPrompt, PromptEncoder
 from rl.records import Rollout, RolloutFailure
 from rl.sampler_config import SamplerConfig, sampler_env
 
@@ -62,20 +63,22 @@ def rollouts_of(groups: Sequence[Sequence[Rollout | RolloutFailure]]) -> list[Ro
     return [rollout for rollout in flat if isinstance(rollout, Rollout)]
 
 
+def forward_inputs(prompt: EncodedPrompt, tokens: Sequence[int] = ()) -> dict[str, Tensor]:
+    """What a stock model's forward or generate takes of one prompt and the beginning of its answer."""
+    input_ids = torch.cat([prompt.input_ids, torch.tensor(tokens, dtype=torch.long)])[None]
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **prompt.vision}
+    if "image_grid_thw" in prompt.vision:
+        types = torch.cat([prompt.mm_token_type_ids, torch.zeros(len(tokens), dtype=torch.long)])[None]
+        inputs["mm_token_type_ids"] = types
+    return inputs
+
+
 @torch.no_grad()
 def answer_logits(model: nn.Module, encoder: PromptEncoder, sample: Sample, tokens: Sequence[int]) -> Tensor:
     """[R, V] logits that predict each answer token: one plain forward of prompt and answer."""
     prompt = encoder.encode(sample)
-    input_ids = torch.cat([prompt.input_ids, torch.tensor(tokens, dtype=torch.long)])[None]
-    types = torch.cat([prompt.mm_token_type_ids, torch.zeros(len(tokens), dtype=torch.long)])[None]
-    logits: Tensor = model(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        mm_token_type_ids=types,
-        pixel_values=prompt.pixel_values,
-        image_grid_thw=prompt.image_grid_thw,
-    ).logits[0]
-    return logits[len(prompt.input_ids) - 1 : len(input_ids[0]) - 1].float()
+    logits: Tensor = model(**forward_inputs(prompt, tokens)).logits[0]
+    return logits[len(prompt.input_ids) - 1 : len(prompt.input_ids) + len(tokens) - 1].float()
 
 
 def largest_mismatch(
@@ -94,3 +97,15 @@ def largest_mismatch(
         expected = logits.log_softmax(-1).gather(1, torch.tensor(rollout.tokens)[:, None])[:, 0]
         worst = max(worst, float((expected - torch.tensor(rollout.logprobs)).abs().max()))
     return worst
+
+
+def perturbed(model: nn.Module, part: str = "", seed: int = 1) -> nn.Module:
+    """A copy whose parameters named like `part` moved by a tenth of their size."""
+    moved = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            if part in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.1 * noise * parameter.abs().mean())
+    return moved

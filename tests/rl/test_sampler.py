@@ -18,7 +18,15 @@ from transformers import AutoModelForImageTextToText
 from data.sample import EncodedImage, Sample, TextPart
 from rl.records import RolloutFailure, Sampling
 from rl.weights import checksum
-from tests.rl.sampler_case import answer_logits, largest_mismatch, rollouts_of, running_sampler, sampler_config
+from tests.rl.sampler_case import (
+    answer_logits,
+    forward_inputs,
+    largest_mismatch,
+    perturbed,
+    rollouts_of,
+    running_sampler,
+    sampler_config,
+)
 
 from rl.sampler import PromptMismatchError, VllmSampler, WeightsError  # isort: skip  (sampler_case sets vLLM's environment)
 
@@ -43,18 +51,6 @@ def sampler(engine: VllmSampler, base: nn.Module) -> VllmSampler:
     """The one engine of this module, back at the base weights."""
     engine.load_weights(base.state_dict().items(), version=0)
     return engine
-
-
-def perturbed(model: nn.Module, part: str = "", seed: int = 1) -> nn.Module:
-    """A copy whose parameters named like `part` moved by a tenth of their size."""
-    moved = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in moved.named_parameters():
-            if part in name:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(0.1 * noise * parameter.abs().mean())
-    return moved
 
 
 # ── agreement with the learner's arithmetic ──────────────────────────────────────────────────────────────────────────
@@ -87,12 +83,7 @@ def point_embeddings(model: nn.Module, sampler: VllmSampler, sample: Sample, tok
     moved = copy.deepcopy(model)
     prompt = sampler.encoder.encode(sample)
     with torch.no_grad():
-        hidden = moved.model(
-            input_ids=prompt.input_ids[None],
-            mm_token_type_ids=prompt.mm_token_type_ids[None],
-            pixel_values=prompt.pixel_values,
-            image_grid_thw=prompt.image_grid_thw,
-        ).last_hidden_state[0, -1]
+        hidden = moved.model(**forward_inputs(prompt)).last_hidden_state[0, -1]
         ids = sampler.encoder.tokenizer.convert_tokens_to_ids(tokens)
         moved.lm_head.weight[ids] = 20 * hidden / hidden.norm()
     return moved
