@@ -20,7 +20,7 @@ import pyarrow as pa
 from data.box import Box, Frame
 from data.episodes import Episode, choose_episode, clip_corners, has_area
 from data.focus_config import FocusConfig
-from data.image_file import ImageFileError, ImageProblem, image_size, load_image
+from data.image_file import ImageFileError, ImageProblem, check_image, image_size
 from data.prompts import focus_prompt
 from data.sample import EncodedImage, Sample
 from data.store import samples_to_table
@@ -172,10 +172,10 @@ class _TrackImages:
 
 def encode(path: Path, size: tuple[int, int] | None, settings: MakeSettings) -> EncodedImage:
     """An image as the dataset stores it: the bytes of its file as they are, or its path from the image root."""
-    content, image = load_image(path, size)
+    content, (width, height) = check_image(path, size)
     if settings.config.image_storage == "bytes":
-        return EncodedImage(*image.size, encoded=content)
-    return EncodedImage(*image.size, path=os.path.relpath(path, settings.image_root))
+        return EncodedImage(width, height, encoded=content)
+    return EncodedImage(width, height, path=os.path.relpath(path, settings.image_root))
 
 
 @dataclass(frozen=True, slots=True)
