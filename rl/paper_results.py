@@ -30,8 +30,6 @@ def _shots(one: float, two: float, four: float) -> dict[int | None, float]:
     return {1: one, 2: two, 4: four}
 
 
-_ON_TAO = "dataset not named beside the figure; read as TAO, that of the ablations around it"
-
 PAPER_RESULTS = (
     PaperResult("qwen2_vl_7b", "Qwen2-VL-7B", "TAO", _shots(26.0, 31.6, 36.1)),
     PaperResult("qwen2_vl_7b", "IPLoc 7B", "TAO", _shots(51.7, 54.3, 56.1)),
@@ -47,11 +45,11 @@ PAPER_RESULTS = (
     PaperResult("qwen2_vl_7b", "Qwen2-VL-7B", "PerSeg", _shots(64.0, 65.7, 63.4)),
     PaperResult("qwen2_vl_7b", "FOCUS 7B", "PerSeg", _shots(95.5, 96.6, 97.5)),
     PaperResult("qwen2_vl_72b", "Qwen2-VL-72B", "TAO", _shots(46.2, 52.8, 55.6)),
-    PaperResult("qwen2_vl_72b", "FOCUS 72B", "TAO", {2: 70.72, 4: 72.35}, note=_ON_TAO),
+    PaperResult("qwen2_vl_72b", "FOCUS 72B", "ICL-LaSOT", {2: 70.72, 4: 72.35}),
     PaperResult("qwen2_vl_72b", "Qwen2-VL-72B", "GOT", _shots(62.7, 60.1, 59.9)),
     PaperResult("qwen2_vl_72b", "Qwen2-VL-72B", "ICL-LaSOT", _shots(51.9, 50.7, 55.4)),
-    PaperResult("llava_onevision_7b", "LLaVA-OneVision", "TAO", _shots(22.5, 29.5, 33.5), note=_ON_TAO),
-    PaperResult("llava_onevision_7b", "FOCUS, LLaVA-OneVision", "TAO", _shots(52.2, 59.7, 65.7), note=_ON_TAO),
+    PaperResult("llava_onevision_7b", "LLaVA-OneVision", "TAO", _shots(22.5, 29.5, 33.5)),
+    PaperResult("llava_onevision_7b", "FOCUS, LLaVA-OneVision", "TAO", _shots(52.2, 59.7, 65.7)),
     PaperResult("qwen2_5_vl_7b", "Qwen2.5-VL-7B", "LOCUS cues", {None: 16.4}, {0.5: 16.4, 0.75: 9.4}),
     PaperResult("qwen2_5_vl_7b", "LOCUS, Qwen2.5-VL-7B", "LOCUS cues", {None: 43.0}, {0.5: 48.8, 0.75: 25.0}),
     PaperResult("qwen3_vl_4b", "Qwen3-VL-4B", "LOCUS cues", {None: 21.7}, {0.5: 19.6, 0.75: 11.2}),
