@@ -17,6 +17,8 @@ from data.sample import EncodedImage, ImagePart, PromptPart, Sample, SupportBoxP
 from rl.config import ModelConfig
 from rl.prompt_parts import token_parts
 from rl.prompting import EncodedPrompt, PromptEncoder
+from rl.tiny_backbone import write
+from tests.rl.families_case import family_samples
 from tests.rl.pictures import png
 
 UNIT = 28 * 28
@@ -225,3 +227,53 @@ def test_a_template_that_moves_or_alters_a_part_is_refused(
         PromptEncoder(str(moved)).encode(focus_sample)
     with pytest.raises(ValueError, match="alters part 0 of the prompt: expected 'Locate"):
         PromptEncoder(str(altered)).encode(focus_sample)
+
+
+# ── LLaVA-OneVision ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
+    folder = tmp_path_factory.mktemp("llava")
+    write(folder, architecture="llava_onevision")
+    return PromptEncoder(str(folder))
+
+
+def test_llava_keeps_the_order_of_the_parts_and_answers_in_thousandths(llava: PromptEncoder, focus_sample: Sample) -> None:
+    assert [part.index for part in focus_sample.prompt if isinstance(part, ImagePart)] == [0, 1, 2, 3, 4]
+    text = llava.text(focus_sample)
+    # Boxes (3 + i, 4, 50 + i, 60) in images of (84 + 21 i) × (112 − 9 i), times 1000, by hand.
+    boxes = ["[36, 36, 595, 536]", "[38, 39, 486, 583]", "[40, 43, 413, 638]", "[41, 47, 361, 706]"]
+    assert text.endswith("".join(f"<image>\n{box}" for box in boxes) + "<image><|im_end|><|im_start|>assistant\n")
+    encoded = llava.encode(focus_sample)
+    assert text_under(llava, encoded, encoded.box_mask(focus_sample)) == "".join(boxes)
+    assert llava.answer_frame(focus_sample) == Frame.thousandths()
+
+
+def test_llava_writes_a_prompt_whose_images_come_first_as_the_published_template_does(
+    llava: PromptEncoder, tiny_samples: list[Sample]
+) -> None:
+    words = tiny_samples[0].prompt[2]
+    assert isinstance(words, TextPart)
+    published = f"<|im_start|>user <image><image>\n{words.text}<|im_end|><|im_start|>assistant\n"
+    assert llava.text(tiny_samples[0]) == published
+
+
+def test_llavas_ids_without_pixels_are_those_of_encode(llava: PromptEncoder) -> None:
+    one, two, five = family_samples()
+    for sample in (one, two, five):
+        encoded = llava.encode(sample)
+        assert encoded.input_ids.tolist() == llava.input_ids(sample)
+        assert torch.equal(encoded.mm_token_type_ids == 1, encoded.input_ids == llava.image_token_id)
+        # 100 × 90 alone: 4 × 4 and, in 2 × 2 tiles, 8 rows (of 7.2 needed; the padding is less than two) of 8 and an end.
+        assert int(encoded.image_mask(sample, 0).sum()) == (16 + 8 * 9 if sample is one else 16 + 1)
+    assert llava.encode(five).vision["image_sizes"].tolist() == [[90, 100 + 20 * number] for number in range(5)]
+    assert llava.encode(one).resized_sizes(llava.family.patch) == ()
+
+
+def test_llava_takes_no_pixel_limits_and_bans_its_own_placeholders(llava: PromptEncoder) -> None:
+    banned = {llava.tokenizer.convert_ids_to_tokens(token) for token in llava.banned_token_ids}
+    assert banned == {"<image>", "<video>"}
+    assert llava.mm_processor_kwargs == {}
+    with pytest.raises(ValueError, match="takes no min_pixels or max_pixels"):
+        PromptEncoder(llava.tokenizer.name_or_path, max_pixels=4 * UNIT)

@@ -19,14 +19,13 @@ from data.sample import EncodedImage, Sample, TextPart
 from rl.records import RolloutFailure, Sampling
 from rl.weights import checksum
 from tests.rl.sampler_case import (
-    answer_logits,
-    forward_inputs,
     largest_mismatch,
     perturbed,
     rollouts_of,
     running_sampler,
     sampler_config,
 )
+from tests.rl.stock_forward import answer_logits, forward_inputs
 
 from rl.sampler import PromptMismatchError, VllmSampler, WeightsError  # isort: skip  (sampler_case sets vLLM's environment)
 

@@ -19,13 +19,13 @@ from rl.weights import checksum
 from tests.rl.families_case import family_samples
 from tests.rl.learner_case import build_learner, case_batch, run_updates
 from tests.rl.sampler_case import (
-    forward_inputs,
     largest_mismatch,
     perturbed,
     rollouts_of,
     running_sampler,
     sampler_config,
 )
+from tests.rl.stock_forward import forward_inputs
 
 from rl.sampler import VllmSampler  # isort: skip  (sampler_case sets vLLM's environment)
 

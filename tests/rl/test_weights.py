@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from rl.weights import Bucket, Checksummed, as_dtype, buckets, checksum, merge_adapter
+from rl.weights import Bucket, Checksummed, as_dtype, buckets, checksum, merge_adapter, published_names
 
 
 def named(dtype: torch.dtype = torch.float32) -> list[tuple[str, Tensor]]:
@@ -111,3 +111,15 @@ def test_an_adapter_that_fits_nothing_is_an_error() -> None:
     adapter = {f"base_model.model.elsewhere.lora_{letter}.weight": torch.ones(1, 1) for letter in "AB"}
     with pytest.raises(ValueError, match="'elsewhere'"):
         list(merge_adapter([("here.weight", torch.ones(1, 1))], adapter, scale=1.0))
+
+
+def test_llavas_tower_travels_under_the_name_that_published_checkpoints_have() -> None:
+    names = [
+        "model.vision_tower.embeddings.patch_embedding.weight",
+        "model.vision_tower.vision_model.post_layernorm.bias",  # published already
+        "model.multi_modal_projector.linear_1.weight",
+        "model.language_model.layers.0.self_attn.q_proj.weight",
+    ]
+    renamed = [name for name, _ in published_names(((name, torch.ones(1)) for name in names), "llava_onevision")]
+    assert renamed == ["model.vision_tower.vision_model.embeddings.patch_embedding.weight", *names[1:]]
+    assert [name for name, _ in published_names(((name, torch.ones(1)) for name in names), "qwen2_vl")] == names
