@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("bench_step", "bench_shared_prefix", "bench_data_build")
+BENCHMARKS = ("bench_step", "bench_shared_prefix", "bench_data_build", "bench_attention_loss")
 
 
 def main() -> int:
