@@ -59,7 +59,8 @@ class BuildReport:
         table.add_section()
         for reason, count in sorted(self.dropped.items(), key=lambda item: -item[1]):
             table.add_row(f"dropped, {reason.replace('_', ' ')}", f"{count:,}", "")
-        table.add_row("usable, not needed", f"{self.unused:,}", "")
+        if self.unused:
+            table.add_row("usable, not needed", f"{self.unused:,}", "")
         if self.images:
             table.add_section()
         for reason, count in self.images.items():

@@ -38,11 +38,12 @@ def read_lasot(root: Path, split: str) -> TrackList:
     if split not in SPLITS:
         raise ValueError(f"LaSOT has no split {split!r}; choose from {', '.join(SPLITS)}")
     if split == "test":
-        return TrackList([_folder(root, name) for name in _test_names(root)], read_video)
+        return TrackList(_test_folders(root), read_video)
     folders = _video_folders(root)
     if split == "train":
-        testing = set(_test_names(root))
-        folders = [folder for folder in folders if folder.name not in testing]
+        testing = set(_test_folders(root))
+        _check_whole(root, testing)
+        folders = [folder for folder in folders if folder not in testing]
     if not folders:
         raise ValueError(f"no videos of the split {split!r} under {root}; expected the layout {LAYOUT}")
     return TrackList(folders, read_video)
@@ -76,15 +77,25 @@ def _absence(corners: Corners, occluded: bool, outside: bool) -> Absence | None:
     return None if has_area(corners) else "unannotated"
 
 
-def _test_names(root: Path) -> tuple[str, ...]:
-    return read_names(root / "testing_set.txt", LIST_LAYOUT)
+def _test_folders(root: Path) -> list[Path]:
+    """Of the test videos; whether they are there is found when they are read."""
+    place = root / "testing_set.txt"
+    folders = []
+    for name in read_names(place, LIST_LAYOUT):
+        match = _VIDEO.fullmatch(name)
+        if match is None:
+            raise TrackError(f"{place}: expected names like airplane-1, got {name!r}")
+        folders.append(root / match["category"] / name)
+    return folders
 
 
-def _folder(root: Path, name: str) -> Path:
-    match = _VIDEO.fullmatch(name)
-    if match is None:
-        raise TrackError(f"{root / 'testing_set.txt'}: expected names like airplane-1, got {name!r}")
-    return root / match["category"] / name
+def _check_whole(root: Path, testing: set[Path]) -> None:
+    """A name that was cut short would let its video pass for training: a class that is there must have its test videos."""
+    for folder in sorted(testing):
+        if folder.parent.is_dir() and not folder.is_dir():
+            raise ValueError(
+                f"{root / 'testing_set.txt'} lists {folder.name}, and {folder.parent} has no such video; is the list damaged?"
+            )
 
 
 def _video_folders(root: Path) -> list[Path]:

@@ -73,8 +73,7 @@ def _own_line(dataset: str, row: Row | Average, model: str) -> Line:
 def _paper_line(dataset: str, shots: int | None, result: PaperResult) -> Line:
     known = {"mean_iou": result.mean_iou[shots]} | {f"acc@{at:g}": value for at, value in result.accuracy.items()}
     figures = [f"{known[name]:.1f}" if name in known else NOTHING for name in COLUMNS]
-    label = f"paper: {result.method}{'*' if result.note else ''}"
-    cells = (dataset, NOTHING if shots is None else str(shots), label, *figures, NOTHING, NOTHING)
+    cells = (dataset, NOTHING if shots is None else str(shots), f"paper: {result.method}", *figures, NOTHING, NOTHING)
     return Line(cells, published=True)
 
 
@@ -100,13 +99,9 @@ def notes(results: Results) -> list[str]:
         if row.failures
     ]
     lines += dict.fromkeys(f"average: {', '.join(average.datasets)}, of equal weight." for average in results.averages)
-    return lines + _paper_notes(results)
-
-
-def _paper_notes(results: Results) -> list[str]:
-    shown = [found for row in results.rows for found in paper_results(results.subject.paper, row.dataset, row.shots)]
-    lines = ["“paper: …” rows are the papers' published figures on their own splits, not ours."] if shown else []
-    return lines + sorted({f"* {result.method}: {result.note}." for result in shown if result.note})
+    if any(paper_results(results.subject.paper, row.dataset, row.shots) for row in results.rows):
+        lines.append("“paper: …” rows are the papers' published figures on their own splits, not ours.")
+    return lines
 
 
 def markdown(results: Results) -> str:
@@ -152,7 +147,7 @@ def as_json(results: Results) -> dict[str, Any]:
                 "failures": row.reasons,
                 "metrics": _metrics(row.metrics),
                 "paper": [
-                    {"method": found.method, "mean_iou": found.mean_iou[row.shots] / 100, "note": found.note}
+                    {"method": found.method, "mean_iou": found.mean_iou[row.shots] / 100}
                     for found in paper_results(results.subject.paper, row.dataset, row.shots)
                 ],
             }

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 class PaperResult:
     """One method on one dataset: mean IoU in percent by number of shots (None: a task without shots).
 
-    `key` is the model it was measured with, `accuracy` the published ACC by IoU threshold. `note` says what the paper leaves
-    to be read from its context.
+    `key` is the model it was measured with, `accuracy` the published ACC by IoU threshold.
     """
 
     key: str
@@ -23,7 +22,6 @@ class PaperResult:
     dataset: str
     mean_iou: Mapping[int | None, float]
     accuracy: Mapping[float, float] = field(default_factory=dict)
-    note: str = ""
 
 
 def _shots(one: float, two: float, four: float) -> dict[int | None, float]:

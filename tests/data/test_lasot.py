@@ -68,6 +68,17 @@ def test_splits_follow_the_list_and_videos_come_by_class_and_number(tmp_path: Pa
     }
 
 
+def test_training_refuses_a_list_with_a_name_cut_short(tmp_path: Path) -> None:
+    """Its video would be trained on."""
+    for name in ("airplane-1", "airplane-12"):
+        (tmp_path / "airplane" / name).mkdir(parents=True)
+    (tmp_path / "testing_set.txt").write_text("airplane-12\n")
+    assert [folder.name for folder in read_lasot(tmp_path, "train").entries] == ["airplane-1"]
+    (tmp_path / "testing_set.txt").write_text("airplane-2\n")
+    with pytest.raises(ValueError, match="lists airplane-2, and .* has no such video"):
+        read_lasot(tmp_path, "train")
+
+
 def test_a_listed_video_that_is_not_there_is_an_error_of_that_video(tmp_path: Path) -> None:
     lasot_video(tmp_path)
     (tmp_path / "testing_set.txt").write_text("airplane-1\nairplane-9\n")

@@ -86,7 +86,7 @@ def test_shots_datasets_failures_and_an_average(tmp_path: Path) -> None:
     assert (failure["id"], failure["shots"]) == ("lost", 2) and "cannot be decoded" in failure["failure"]
     assert sum(written["rows"][3]["failures"].values()) == 1
     assert [(each["shots"], each["datasets"]) for each in written["averages"]] == [(1, ["TAO", "GOT"]), (2, ["TAO", "GOT"])]
-    assert written["rows"][1]["paper"][2] == {"method": "FOCUS 7B", "mean_iou": 0.63, "note": ""}
+    assert written["rows"][1]["paper"][2] == {"method": "FOCUS 7B", "mean_iou": 0.63}
     table = (out / "table.md").read_text()
     assert "| TAO | 2 (of 4) | base model |" in table and "*paper: FOCUS 7B* | *63.0*" in table
     assert "GOT 2-shot: 1 of 2 samples were not answered" in table and "| average | 2 | base model |" in table
