@@ -94,7 +94,8 @@ def _check_whole(root: Path, testing: set[Path]) -> None:
     for folder in sorted(testing):
         if folder.parent.is_dir() and not folder.is_dir():
             raise ValueError(
-                f"{root / 'testing_set.txt'} lists {folder.name}, and {folder.parent} has no such video; is the list damaged?"
+                f"{root / 'testing_set.txt'} lists {folder.name}, and {folder.parent} has no such video: "
+                "is the list damaged, or the class incomplete?"
             )
 
 

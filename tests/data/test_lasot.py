@@ -75,7 +75,7 @@ def test_training_refuses_a_list_with_a_name_cut_short(tmp_path: Path) -> None:
     (tmp_path / "testing_set.txt").write_text("airplane-12\n")
     assert [folder.name for folder in read_lasot(tmp_path, "train").entries] == ["airplane-1"]
     (tmp_path / "testing_set.txt").write_text("airplane-2\n")
-    with pytest.raises(ValueError, match="lists airplane-2, and .* has no such video"):
+    with pytest.raises(ValueError, match=r"lists airplane-2, and .* has no such video"):
         read_lasot(tmp_path, "train")
 
 
