@@ -25,7 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rl.attention_loss import BoxTargets
-from rl.attention_mass import CHUNK_BYTES, drop_causal, measure, with_gradient
+from rl.attention_mass import CHUNK_BYTES, Span, drop_causal, measure, with_gradient
 
 PREFIX = "box_mass_"
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
@@ -41,15 +41,25 @@ class BoxRecord:
     def __init__(self, targets: BoxTargets, layers: tuple[int, ...], chunk_bytes: int = CHUNK_BYTES) -> None:
         self.targets, self.layers, self.chunk_bytes = targets, layers, chunk_bytes
         self._differentiable = torch.is_grad_enabled()
-        self._spans: tuple[Any, ...] = ()
+        self._spans: tuple[Span, ...] = ()
         self._mask: Tensor | None = None
         self._known: dict[int, tuple[Tensor, Tensor]] = {}  # mass [N] and lse [H, N] by layer
         self._masses: dict[int, Tensor] = {}  # [N] by layer, with gradient
 
-    def add(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """Take a layer's queries [B, H, L, D] and keys [B, K, L, D] as they enter its attention."""
+    def add(
+        self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, splits_rows: bool = False
+    ) -> None:
+        """Take a layer's queries [B, H, L, D] and keys [B, K, L, D] as they enter its attention.
+
+        `splits_rows`: without a mask, this attention finds the samples of a packed row itself (flash, by positions).
+        """
         if not self._known:
             self._begin(query, key, mask)
+            if mask is None and not splits_rows and any(span.first for span in self._spans):
+                raise ValueError(
+                    "a sample begins behind its row's first token, but no mask hides what is before it: a packed or "
+                    "left-padded batch needs its attention mask, or positions that begin anew with each sample"
+                )
         recomputed = layer in self._known
         self._check(layer, recomputed)
         if not recomputed:
@@ -104,9 +114,9 @@ def install(model: PreTrainedModel) -> None:
     if before not in ALL_ATTENTION_FUNCTIONS or before not in ALL_MASK_ATTENTION_FUNCTIONS or before == "flex_attention":
         raise ValueError(f"the attention loss works beside attention=sdpa or flash_attention_2, the model has {before!r}")
     attention = cast(Attention, ALL_ATTENTION_FUNCTIONS[before])
-    if "flash" in before:
-        attention = _under_its_name(attention, before)
-    AttentionInterface.register(PREFIX + before, _measured(attention))
+    flash = "flash" in before
+    measured = _measured(_under_its_name(attention, before) if flash else attention, splits_rows=flash)
+    AttentionInterface.register(PREFIX + before, measured)
     AttentionMaskInterface.register(PREFIX + before, ALL_MASK_ATTENTION_FUNCTIONS[before])
     config._attn_implementation = PREFIX + before
 
@@ -116,7 +126,7 @@ def text_config(model: PreTrainedModel) -> PretrainedConfig:
     return cast(PretrainedConfig, model.get_decoder().config)
 
 
-def _measured(attention: Attention) -> Attention:
+def _measured(attention: Attention, splits_rows: bool) -> Attention:
     def forward(
         module: nn.Module,
         query: Tensor,
@@ -129,7 +139,7 @@ def _measured(attention: Attention) -> Attention:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if box_record is not None and module.layer_idx in box_record.layers:
-            box_record.add(module.layer_idx, query, key, attention_mask, scaling)
+            box_record.add(module.layer_idx, query, key, attention_mask, scaling, splits_rows)
         return attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
     return forward

@@ -191,7 +191,7 @@ def measure(
     chosen = sum(len(span.rows) for span in spans)
     mass_N = query.new_empty(chosen, dtype=layer.dtype)
     lse_HN = query.new_empty(layer.heads, chosen, dtype=layer.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):  # float32 scores, whatever surrounds them
         for chunk in layer.chunks:
             scores = layer.scores(chunk)
             peak = scores.amax(-1, keepdim=True)
@@ -229,8 +229,9 @@ class _MassGradient(torch.autograd.Function):
         layer = _Scores(query, key, mask, ctx.spans, ctx.scaling, ctx.chunk_bytes)
         grad_query, grad_key = torch.zeros_like(query), torch.zeros_like(key, dtype=layer.dtype)
         weight_N = grad_N.to(layer.dtype) * (ctx.scaling / layer.heads)
-        for chunk in layer.chunks:
-            _backward_chunk(layer, chunk, lse_HN, weight_N, grad_query, grad_key)
+        with torch.autocast(query.device.type, enabled=False):
+            for chunk in layer.chunks:
+                _backward_chunk(layer, chunk, lse_HN, weight_N, grad_query, grad_key)
         return grad_query, grad_key.to(key.dtype), *(None,) * 6
 
 
@@ -239,7 +240,7 @@ def _backward_chunk(
 ) -> None:
     """Writes the chunk's rows of `grad_query` [B, H, L, D] and adds to `grad_key` [B, K, L, D]."""
     span, columns = chunk.span, chunk.columns
-    lse = layer.grouped(lse_HN[:, chunk.place].contiguous())[..., None]
+    lse = layer.grouped(lse_HN[:, chunk.place])[..., None]
     weight = layer.grouped(weight_N[chunk.place].expand(layer.heads, -1))[..., None]
     shares = layer.scores(chunk).sub_(lse).exp_()  # p [K, G·n, J]
     in_box = shares[..., columns]

@@ -27,6 +27,23 @@ MARGIN, BETA = 0.5, 3.0  # every hinge open; the attention loss weighs as much a
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 
 
+def flash_like(module, query, key, value, mask, scaling, position_ids=None, **_):  # type: ignore[no-untyped-def]
+    """As flash attention: takes a mask of padding or positions that begin anew, and reads its own name in the config."""
+    assert module.config._attn_implementation == "toy_flash"
+    whole = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
+    if mask is not None:
+        assert mask.dim() == 2
+        whole = whole & mask[:, None, None, :].bool() | torch.eye(len(whole), dtype=torch.bool)
+    elif position_ids is not None:
+        sample = (position_ids[0] == 0).cumsum(0)
+        whole = whole & (sample == sample[:, None])
+    return sdpa_attention_forward(module, query, key, value, whole, scaling=scaling)
+
+
+AttentionInterface.register("toy_flash", flash_like)
+AttentionMaskInterface.register("toy_flash", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
+
+
 def build(family: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     torch.manual_seed(0)
     return FAMILIES[family]().to(dtype)
@@ -163,9 +180,10 @@ def test_a_padded_batch_equals_each_row_alone(family: str, side: str) -> None:
     torch.testing.assert_close(batch, alone, rtol=0, atol=1e-7 if shifted else 1e-12)
 
 
-def test_packed_rows_equal_each_sample_alone() -> None:
-    """Two samples in one row; transformers tells them apart by positions that begin anew."""
-    model = build("llava_onevision")
+@pytest.mark.parametrize("attention", ["sdpa", "toy_flash"])
+def test_packed_rows_equal_each_sample_alone(attention: str) -> None:
+    """Two samples in one row, told apart by positions that begin anew: by transformers' mask, or by flash without one."""
+    model = with_maps(build("llava_onevision"), attention)
     install(model)
     case = make_case("llava_onevision", model)
     alone = [case.row(number) for number in range(2)]
@@ -178,6 +196,16 @@ def test_packed_rows_equal_each_sample_alone() -> None:
     losses, _ = recorded_loss(model, Case(packed, targets, sample >= 0), (0, 1, 2))
     expected = torch.cat([recorded_loss(model, row, (0, 1, 2))[0] for row in alone])
     torch.testing.assert_close(losses, expected, rtol=0, atol=1e-12)
+
+
+def test_a_packed_row_that_attention_does_not_split_is_refused() -> None:
+    model = build("llava_onevision")
+    install(model)
+    ids = torch.randint(10, 60, (1, 12))
+    marks = torch.arange(12)[None] % 6
+    targets = BoxTargets(marks == 4, marks == 1, torch.arange(12)[None] // 6)
+    with pytest.raises(ValueError, match="needs its attention mask"):
+        model.model(input_ids=ids, use_cache=False, box_record=BoxRecord(targets, (0,)))
 
 
 def test_the_shared_group_mask_gives_the_mass_of_separate_rows() -> None:
@@ -253,18 +281,7 @@ def test_two_fsdp_ranks_equal_one_process(tmp_path: Path) -> None:
         torch.testing.assert_close(seen[name], gradient, rtol=0, atol=1e-12, msg=name)
 
 
-def flash_like(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: object):  # type: ignore[no-untyped-def]
-    """Takes what flash attention takes, a mask of padding, and asks the config for its own name as flash does."""
-    assert module.config._attn_implementation == "toy_flash"
-    assert mask is None or mask.dim() == 2
-    order = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
-    whole = order if mask is None else order & mask[:, None, None, :].bool() | torch.eye(len(order), dtype=torch.bool)
-    return sdpa_attention_forward(module, query, key, value, whole, scaling=kwargs["scaling"])
-
-
 def test_flash_attention_keeps_its_name_and_its_mask_of_padding() -> None:
-    AttentionInterface.register("toy_flash", flash_like)
-    AttentionMaskInterface.register("toy_flash", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
     model = build("qwen2_vl")
     case = make_case("qwen2_vl", model)
     flash = with_maps(model, "toy_flash")

@@ -147,6 +147,16 @@ def test_half_precision_is_scored_in_float32(dtype: torch.dtype) -> None:
         assert torch.equal(ours, theirs.to(dtype))
 
 
+def test_autocast_around_it_changes_nothing() -> None:
+    query, key = tensors(torch.float32)
+    expected = mass(query, key, None, SPANS)
+    with torch.autocast("cpu", torch.bfloat16):
+        share = mass(query, key, None, SPANS)
+        (gradient,) = torch.autograd.grad(share.sum(), query)
+    assert torch.equal(share, expected)
+    assert torch.equal(gradient, torch.autograd.grad(expected.sum(), query)[0])
+
+
 class _Largest(TorchDispatchMode):
     """The most elements that any tensor has which an operation returns."""
 
