@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,6 +153,9 @@ def measure(layers: int, length: int, repeats: int, device: torch.device) -> lis
         for name, variant in variants.items():
             result = (measure_cuda if device.type == "cuda" else measure_cpu)(variant)
             step.hidden.grad = None
+            print(
+                f"{layers} × {length} {name}: {result[0]:.2f} s, {result[1] / 2**20:,.0f} MiB", file=sys.stderr, flush=True
+            )
             if round_ >= warm_up:
                 taken[name].append(result)
     rows: list[dict[str, float | str]] = []
