@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
-from vllm import LLM, ModelRegistry, RequestOutput, SamplingParams
+from vllm import LLM, RequestOutput, SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 MIN_TEMPERATURE = 0.01
 # vLLM reserves room for adapters in these sizes only.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# By the architecture that a folder names: classes in the place of vLLM's own.
-MODEL_CLASSES = {"LlavaOnevisionForConditionalGeneration": "rl.sampler_llava:LlavaOnevision"}
 # Prompt tokens a step on CPU; as many as vLLM's own default there.
 CPU_BATCHED_TOKENS = 4096
 
@@ -313,8 +311,6 @@ class VllmSampler:
 
 def _build_engine(config: SamplerConfig, encoder: PromptEncoder) -> LLM:
     logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)  # a thousand lines of tensors an error
-    for architecture, model_class in MODEL_CLASSES.items():
-        ModelRegistry.register_model(architecture, model_class)
     special: dict[str, Any] = {}
     if config.max_lora_rank:
         room = next(rank for rank in LORA_RANKS if rank >= config.max_lora_rank)

@@ -1,20 +1,22 @@
-"""LLaVA-OneVision for vLLM, with several images of a prompt as the model was trained on them: each an overview alone.
+"""LLaVA-OneVision for vLLM: several images of a prompt as the model was trained on them, and LoRA on its language model.
 
-vLLM's own processor cuts every image into tiles, as if it were the prompt's only one: ten times the tokens, and another
-prompt than the Hugging Face processor makes of the same images.
+vLLM's own processor cuts each of several images into tiles, as if it were the prompt's only one: ten times the tokens, and
+another prompt than the Hugging Face processor makes of the same images. vLLM's own class takes no adapters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.model_executor.models.llava_onevision import (
     LlavaOnevisionDummyInputsBuilder,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionMultiModalProcessor,
     LlavaOnevisionProcessingInfo,
 )
+from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
@@ -61,5 +63,16 @@ class OverviewsOfSeveral(LlavaOnevisionMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     OverviewsOfSeveral, info=LlavaOnevisionProcessingInfo, dummy_inputs=LlavaOnevisionDummyInputsBuilder
 )
-class LlavaOnevision(LlavaOnevisionForConditionalGeneration):
-    """vLLM's model under another prompt processor."""
+class LlavaOnevision(LlavaOnevisionForConditionalGeneration, SupportsLoRA):
+    """vLLM's model under another prompt processor; adapters on the language model, as vLLM has them for LLaVA-NeXT."""
+
+    packed_modules_mapping: ClassVar = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        """Where vLLM finds the language model."""
+        return MultiModelKeys.from_string_field(
+            language_model="language_model", connector="multi_modal_projector", tower_model="vision_tower"
+        )

@@ -1,6 +1,7 @@
 """What runs inside vLLM's worker when new weights arrive: load them, sum up what was consumed, tidy up on failure.
 
-vLLM mixes this class into its worker (`worker_extension_cls`), because a multi-process engine's model lives there.
+vLLM mixes this class into its worker (`worker_extension_cls`), because a multi-process engine's model lives there. For the
+same reason importing this module tells vLLM of our own model classes: a worker imports it before it builds its model.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vllm import ModelRegistry
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from rl.weights import Bucket, Checksummed, NamedTensors, buckets, published_names
 
 SPOOL_BYTES = 256 << 20
+
+# By the architecture that a folder names: classes in the place of vLLM's own, imported when one is built.
+MODEL_CLASSES = {"LlavaOnevisionForConditionalGeneration": "rl.sampler_llava:LlavaOnevision"}
+for _architecture, _model_class in MODEL_CLASSES.items():
+    ModelRegistry.register_model(_architecture, _model_class)
 
 
 @dataclass(frozen=True, slots=True)

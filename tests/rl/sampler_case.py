@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
 
 from data.sample import Sample
+from rl.config import LoraConfig
+from rl.policy import peft_config
 from rl.prompting import PromptEncoder
 from rl.records import Rollout, RolloutFailure
 from rl.sampler_config import SamplerConfig, sampler_env
@@ -92,3 +96,23 @@ def perturbed(model: nn.Module, part: str = "", seed: int = 1) -> nn.Module:
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(0.1 * noise * parameter.abs().mean())
     return moved
+
+
+def adapted(model_dir: Path, seed: int, rank: int = 4) -> PeftModel:
+    """The base under an adapter as the learner builds it, with a B that is not zero."""
+    torch.manual_seed(seed)
+    base = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.float32)
+    model = get_peft_model(base, peft_config(LoraConfig(rank=rank, alpha=2 * rank)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(0, 0.05)
+    return model.eval()
+
+
+def matrices(model: PeftModel) -> dict[str, Tensor]:
+    return {name.replace(".default.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+
+
+def config_of(model: PeftModel) -> dict[str, Any]:
+    return dict(model.peft_config["default"].to_dict())

@@ -9,48 +9,32 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from data.sample import Sample
-from rl.config import LoraConfig
-from rl.policy import peft_config
 from rl.records import Sampling
 from rl.weights import checksum, merge_adapter
-from tests.rl.sampler_case import largest_mismatch, rollouts_of, running_sampler, sampler_config
+from tests.rl.sampler_case import (
+    adapted,
+    config_of,
+    largest_mismatch,
+    matrices,
+    rollouts_of,
+    running_sampler,
+    sampler_config,
+)
 
 from rl.sampler import VllmSampler, WeightsError  # isort: skip  (sampler_case sets vLLM's environment)
 
 SAMPLING = Sampling(n=4, temperature=1.0, top_p=1.0, max_tokens=12, seed=3)
 BOUND = 1e-4
-RANK = 4
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_model_dir: Path) -> Iterator[VllmSampler]:
     with running_sampler(sampler_config(tiny_model_dir, max_lora_rank=8)) as sampler:
         yield sampler
-
-
-def adapted(model_dir: Path, seed: int, rank: int = RANK) -> PeftModel:
-    """The base under an adapter as the learner builds it, with a B that is not zero."""
-    torch.manual_seed(seed)
-    base = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.float32)
-    model = get_peft_model(base, peft_config(LoraConfig(rank=rank, alpha=2 * rank)))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(0, 0.05)
-    return model.eval()
-
-
-def matrices(model: PeftModel) -> dict[str, Tensor]:
-    return {name.replace(".default.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
-
-
-def config_of(model: PeftModel) -> dict[str, Any]:
-    return dict(model.peft_config["default"].to_dict())
 
 
 def test_adapters_equal_peft_one_after_another(
