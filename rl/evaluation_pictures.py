@@ -14,18 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image as PILImage
-from PIL import ImageDraw
 
-from data.sample import Sample, SupportBoxPart
+from data.sample import Sample
 from rl.evaluation_results import Row
+from rl.report.boxes import HEIGHT, draw_boxes, support_boxes
 from rl.report.gallery import spread
-from rl.runlog import Corners, ValidationRecord
+from rl.runlog import ValidationRecord
 
 FOLDER = "pictures"
-HEIGHT, GAP = 256, 6
-SUPPORT, TRUTH, ANSWER, HALO = (30, 110, 230), (20, 160, 70), (220, 40, 40), (0, 0, 0)
-
-Colour = tuple[int, int, int]
+GAP = 6
+TRUTH, ANSWER = (20, 160, 70), (220, 40, 40)
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,11 @@ def choose(rows: Sequence[Row], count: int) -> list[tuple[Row, int]]:
 
 def draw(sample: Sample, record: ValidationRecord) -> PILImage.Image:
     """One picture: the sample's images side by side at one height."""
-    boxes: dict[int, list[tuple[Corners, Colour]]] = {index: [] for index in range(len(sample.images))}
-    for part in sample.prompt:
-        if isinstance(part, SupportBoxPart):
-            boxes[part.index].append((part.box.corners, SUPPORT))
+    boxes = support_boxes(sample)
     boxes[sample.target_image].append((record.target, TRUTH))
     if record.prediction is not None:
         boxes[sample.target_image].append((record.prediction, ANSWER))
-    panels = [_panel(image.open(), boxes[index]) for index, image in enumerate(sample.images)]
+    panels = [draw_boxes(image.open(), boxes[index]) for index, image in enumerate(sample.images)]
     width = sum(panel.width for panel in panels) + GAP * (len(panels) - 1)
     picture = PILImage.new("RGB", (width, HEIGHT), (255, 255, 255))
     at = 0
@@ -64,20 +59,6 @@ def draw(sample: Sample, record: ValidationRecord) -> PILImage.Image:
         picture.paste(panel, (at, 0))
         at += panel.width + GAP
     return picture
-
-
-def _panel(image: PILImage.Image, boxes: Sequence[tuple[Corners, Colour]]) -> PILImage.Image:
-    """An image at the picture's height with its boxes, cut at its edges so that their sides stay in sight."""
-    scale = HEIGHT / image.height
-    panel = image.resize((max(1, round(image.width * scale)), HEIGHT), PILImage.Resampling.LANCZOS)
-    pen = ImageDraw.Draw(panel)
-    for corners, colour in boxes:
-        right, bottom = panel.width - 1, panel.height - 1
-        x1, x2 = (min(max(round(value * scale), 0), right) for value in (corners[0], corners[2]))
-        y1, y2 = (min(max(round(value * scale), 0), bottom) for value in (corners[1], corners[3]))
-        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=HALO, width=5)
-        pen.rectangle((x1, y1, x2, y2), outline=colour, width=3)
-    return panel
 
 
 def write_pictures(rows: Sequence[Row], count: int, out: Path) -> list[Picture]:

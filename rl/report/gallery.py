@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 
 from data.sample import Sample
 from data.store import SampleStore
+from rl.report.boxes import draw_boxes, support_boxes
 from rl.report.markup import Markup, fixed, join, signed, tag
 from rl.runlog import Corners, ValidationRecord
 from rl.summary import CHANGED, Pair
@@ -33,13 +34,18 @@ ANSWER_CHARACTERS = 1200
 
 
 def images_of(samples: Iterable[Sample]) -> Images:
-    """Images by sample id: the target's image first, then the others in prompt order. Decodes only what is asked for."""
+    """Images by sample id: the target's image first, then the others in prompt order, supports with their boxes drawn.
+
+    Decodes only what is asked for.
+    """
     by_id = {sample.id: sample for sample in samples}
 
     def images(sample_id: str) -> list[PILImage.Image]:
         sample = by_id[sample_id]
-        others = [image for index, image in enumerate(sample.images) if index != sample.target_image]
-        return [image.open() for image in (sample.images[sample.target_image], *others)]
+        given = support_boxes(sample)
+        others = [index for index in range(len(sample.images)) if index != sample.target_image]
+        supports = [draw_boxes(sample.images[index].open(), given[index]) for index in others]
+        return [sample.images[sample.target_image].open(), *supports]
 
     return images
 
@@ -174,7 +180,7 @@ def card(pair: Pair, images: Images | None) -> Markup:
     before, after = pair
     pictures = _pictures(before.id, images)
     cues = [
-        tag("img", src=data_uri(cue, CUE_PIXELS), alt=f"cue {number}", width=cue.width, height=cue.height)
+        tag("img", src=data_uri(cue, CUE_PIXELS), alt=f"given image {number}", width=cue.width, height=cue.height)
         for number, cue in enumerate(pictures[1:], start=1)
     ]
     kind = ("better", "same", "worse")[_kind(pair)]
@@ -189,7 +195,7 @@ def card(pair: Pair, images: Images | None) -> Markup:
     )
     wrong = None if after.picks_target or after.prediction is None else tag("span", "nearer to a distractor", class_="flag")
     side = (
-        tag("div", tag("span", "cue" if len(cues) == 1 else "cues", class_="unit"), *cues, class_="cues") if cues else None
+        tag("div", tag("span", "given", class_="unit"), *cues, class_="cues") if cues else None
     )
     return tag(
         "article",

@@ -13,13 +13,14 @@ from data.sample import Sample
 from data.store import SampleStore
 from data.store_writer import write_samples
 from rl.evaluation_metrics import measure
-from rl.evaluation_pictures import ANSWER, SUPPORT, TRUTH, choose, draw, write_pictures
+from rl.evaluation_pictures import ANSWER, TRUTH, choose, draw, write_pictures
 from rl.evaluation_report import markdown, page, write_results
 from rl.evaluation_results import Failure, Results, Row, Subject
 from rl.evaluation_sets import EvaluationSet
 from rl.paper_results import PAPER_RESULTS, paper_key, paper_results
 from rl.policy_folder import PolicyFolder
 from rl.records import Sampling
+from rl.report.boxes import SUPPORT
 from rl.runlog import Corners, ValidationRecord
 from tests.rl.focus_case import episode
 

@@ -14,17 +14,19 @@ import pytest
 from PIL import Image as PILImage
 
 from data.box import Box, Frame
-from data.sample import EncodedImage, ImagePart, Sample
+from data.sample import EncodedImage, ImagePart, Sample, SupportBoxPart
 from data.store import samples_to_table
 from data.store_writer import DatasetWriter
 from rl import environment
 from rl.report import images_of, render, write_report
 from rl.report.__main__ import main
+from rl.report.boxes import SUPPORT
 from rl.report.charts import Line, line_chart, smooth, thin, ticks
 from rl.report.gallery import select
 from rl.report.markup import Markup, duration, number, signed, tag
 from rl.runlog import MetricsWriter, StepMetrics, ValidationRecord, cut_after, write_validation
 from rl.summary import build_summary, write_summary
+from tests.rl.focus_case import episode
 
 HOSTILE = """</pre><script>alert("1")</script><img src=x onerror='alert(2)'> & <b>bold</b>"""
 
@@ -418,3 +420,12 @@ def test_signs_and_durations() -> None:
 
 def test_only_markup_passes_unescaped() -> None:
     assert tag("p", "<b>", Markup("<i>x</i>"), title='"') == '<p title="&quot;">&lt;b&gt;<i>x</i></p>'
+
+
+def test_supports_are_shown_with_the_boxes_that_the_prompt_gives() -> None:
+    sample = episode(1)
+    query, support = images_of([sample])(sample.id)
+    (box,) = (part.box for part in sample.prompt if isinstance(part, SupportBoxPart))
+    scale = support.height / sample.images[0].height
+    assert query.size == (sample.images[1].width, sample.images[1].height)
+    assert support.getpixel((round(box.x2 * scale), round(box.center[1] * scale))) == SUPPORT
