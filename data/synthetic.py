@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -58,6 +58,8 @@ class SceneSpec:
     # people draw, and so that a cue shows some of what surrounds its object.
     margin: float = 0.0
     jpeg_quality: int = 92
+    # What is behind the objects: a window of a photograph, or one grey that differs from scene to scene.
+    background: Literal["photograph", "plain"] = "photograph"
 
     def __post_init__(self) -> None:
         if not 1 <= self.objects[0] <= self.objects[1]:
@@ -82,7 +84,9 @@ def scene_rng(seed: int, split: Split, index: int) -> np.random.Generator:
 
 
 def background(spec: SceneSpec, photographs: tuple[Image.Image, ...], rng: np.random.Generator) -> Image.Image:
-    """A random window of a random photograph, perhaps mirrored, at the scene's size."""
+    """A random window of a random photograph, perhaps mirrored, at the scene's size; or a random grey."""
+    if spec.background == "plain":
+        return Image.new("RGB", (spec.width, spec.height), (int(rng.integers(40, 216)),) * 3)
     photograph = photographs[rng.integers(len(photographs))]
     largest = min(photograph.width / spec.width, photograph.height / spec.height)
     scale = largest * rng.uniform(0.4, 1.0)

@@ -16,7 +16,7 @@ from rl.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-READMES = [README, ROOT / "CONTRIBUTING.md", ROOT / "recipes/locus/README.md"]
+READMES = [README, ROOT / "CONTRIBUTING.md", ROOT / "recipes/locus/README.md", ROOT / "recipes/focus/README.md"]
 
 
 def blocks(language: str) -> list[str]:
