@@ -96,7 +96,10 @@ def analyze(recipe: Recipe, options: AnalysisConfig) -> None:
 
 def _samples(recipe: Recipe, wanted: int | None) -> list[Sample]:
     from data.store import SampleStore
+    from data.tiny_sets import make_missing
 
+    if recipe.data.synthetic:
+        make_missing(recipe.data.synthetic, [Path(recipe.data.validation)])
     store = SampleStore(recipe.data.validation, split="validation")
     return [store[index] for index in range(min(wanted or len(store), len(store)))]
 

@@ -101,17 +101,20 @@ def _expected() -> tuple[type[BaseException], ...]:
 
 def evaluate_recipe(recipe: Recipe, options: EvaluationOptions) -> Results:
     """All sets of the recipe's or the options' datasets, asked of one model."""
+    from data.tiny_sets import make_missing
     from rl.evaluation_results import Results
     from rl.evaluation_sets import evaluation_sets
     from rl.policy_folder import policy_folder
     from rl.prompting import PromptEncoder
 
     started = time.monotonic()
+    if recipe.data.synthetic and not options.datasets:
+        make_missing(recipe.data.synthetic, [Path(recipe.data.validation)])
     folders = options.datasets.items() or [(None, recipe.data.validation)]
     sets = evaluation_sets(list(folders), options.split, options.shots, options.samples)
     policy = policy_folder(options.checkpoint, recipe)
-    # An export has its adapters merged in.
-    model = replace(recipe.model, path=policy.path, lora=LoraConfig())
+    # An export has its adapters merged in, and a quantized base dequantized.
+    model = replace(recipe.model, path=policy.path, lora=LoraConfig(), quantization=None)
     encoder = PromptEncoder.of(model)
     subject = _subject(recipe, options, policy, encoder)
     with _backend(options.backend)(recipe, model, max(one.max_images for one in sets)) as answerer:
