@@ -163,7 +163,7 @@ def measure(layers: int, length: int, repeats: int, device: torch.device) -> lis
         seconds, peak = (statistics.median(values) for values in zip(*results, strict=True))
         rows.append({"layers": layers, "tokens": length, "variant": name, "seconds": seconds, "extra_peak_bytes": peak})
     if "whole maps" not in variants:
-        rows.append({"layers": layers, "tokens": length, "variant": f"whole maps: {step.map_bytes() / 1e9:.0f} GB, not run"})
+        rows.append({"layers": layers, "tokens": length, "variant": f"whole maps, {step.map_bytes() / 1e9:.0f} GB: not run"})
     return rows
 
 
@@ -171,7 +171,7 @@ def show(rows: list[dict[str, float | str]], threads: int) -> None:
     cuda = torch.cuda.is_available()
     title = torch.cuda.get_device_name() + ", bfloat16" if cuda else f"CPU, float32, {threads} threads"
     table = Table(title=f"Qwen2-VL-7B decoder layers, {ROWS} rows × {BOXES * BOX_TOKENS} box tokens; {title}")
-    for column in ("layers", "tokens", "variant", "seconds", "of plain", "peak, MiB", "of plain"):
+    for column in ("layers", "tokens", "variant", "seconds", "× plain", "peak, MiB", "× plain"):
         table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     plain: dict[str, float | str] = {}
     for row in rows:
@@ -182,7 +182,7 @@ def show(rows: list[dict[str, float | str]], threads: int) -> None:
             cells += [f"{seconds:.3f}", f"{seconds / float(plain['seconds']):.3f}×"]
             cells += [f"{peak / 2**20:,.0f}", f"{peak / float(plain['extra_peak_bytes']):.3f}×"]
         table.add_row(*cells)
-    Console().print(table)
+    Console(width=100).print(table)
     for layer, alone in zip(rows, rows[2:], strict=False):
         if alone["variant"] == "the loss alone" and layer["layers"] == 1:
             share = float(alone["seconds"]) / float(layer["seconds"]) * CHOSEN_7B / LAYERS_7B
