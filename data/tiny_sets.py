@@ -83,11 +83,33 @@ def make_episodes(out: Path, workers: int, part: VideoPart) -> None:
 _CUES = SceneSpec(objects=(1, 3), area=(0.06, 0.14), grid=14, gap=0, margin=0.1, patterns=("plain",))
 CUES_HELD_OUT = replace(_CUES, objects=(2, 3))
 
+# Two or three objects of one shape: the supports are close views of the target, the query shows it among the others.
+_EPISODES = VideoSpec(
+    frames=6,
+    scene=SceneSpec(
+        width=84,
+        height=84,
+        objects=(2, 3),
+        area=(0.08, 0.2),
+        grid=14,
+        gap=0,
+        shapes=("disc", "square", "hexagon"),
+        patterns=("plain",),
+        background="plain",
+    ),
+    close_ups=(0.45, 0.8),
+)
+
 TINY_SETS: Mapping[str, Mapping[str, MakePart]] = {
     "locus": {
         "train": partial(make_cues, part=CuePart("train", _CUES, 3000, seed=0)),
         "warm_start": partial(make_cues, part=CuePart("train", _CUES, 6000, seed=1)),
         "held_out": partial(make_cues, part=CuePart("val", CUES_HELD_OUT, 200, seed=0)),
+    },
+    "focus": {
+        "train": partial(make_episodes, part=VideoPart("train", _EPISODES, 6000, (4,), seed=0)),
+        "held_out": partial(make_episodes, part=VideoPart("val", _EPISODES, HELD_OUT_SAMPLES, (4,), seed=0)),
+        "test": partial(make_episodes, part=VideoPart("val", _EPISODES, HELD_OUT_SAMPLES, (1, 2, 4), seed=1)),
     },
 }
 

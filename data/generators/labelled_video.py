@@ -5,7 +5,7 @@
 
 Every object is painted in every frame; what makes one the target is in the annotations alone. The target is annotated
 everywhere, each other object lacks a few frames, and never one that an episode of 1, 2 or 4 shots shows: there, the
-supports' boxes are all that tells the target from the others.
+supports' boxes are all that tells the target from the others. (With close-ups also what the camera looks at.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from data.photos import Split
 from data.shapes import PaintedObject
 from data.synthetic import scene_rng
-from data.synthetic_video import VideoSpec, render_video
+from data.synthetic_video import VideoSpec, render_video, target_views
 
 _SHOTS = (1, 2, 4)
 
@@ -64,16 +64,18 @@ def write_video(files: VideoFiles, *, spec: VideoSpec, seed: int, photographs: S
     if not free:
         raise ValueError(f"a video whose target is its most frequent track needs 6 frames or more, got {spec.frames}")
     files.paths[0].parent.mkdir(parents=True, exist_ok=True)
+    whole = list(render_video(spec, seed, photographs, files.index))
+    # Streams of their own: the roles do not follow from what was painted.
+    rng, windows = scene_rng(seed, photographs, files.index).spawn(2)
+    count = len(whole[0].objects)
+    target = int(rng.integers(count))
     objects = []
-    for path, frame in zip(files.paths, render_video(spec, seed, photographs, files.index), strict=True):
+    for path, frame in zip(files.paths, target_views(iter(whole), target, spec, windows), strict=True):
         frame.image.save(path, quality=spec.scene.jpeg_quality, subsampling=0)
         objects.append(frame.objects)
-    # A stream of its own: the roles do not follow from what was painted.
-    (rng,) = scene_rng(seed, photographs, files.index).spawn(1)
-    count = len(objects[0])
-    target = int(rng.integers(count))
     annotated = tuple(_annotated(spec.frames, [] if o == target else free, rng) for o in range(count))
-    return LabelledVideo(tuple(objects), target, annotated)
+    in_sight = tuple(tuple(f for f in frames if objects[f][o].box.clip()) for o, frames in enumerate(annotated))
+    return LabelledVideo(tuple(objects), target, in_sight)
 
 
 def _annotated(frames: int, free: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:

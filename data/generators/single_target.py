@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from data.photos import Split
 from data.shapes import PaintedObject
 from data.synthetic import scene_rng
-from data.synthetic_video import VideoSpec, render_video
+from data.synthetic_video import VideoSpec, render_video, target_views
 
 Trap = Literal["hidden", "gone", "cut", "unannotated"]
 TRAPS: tuple[Trap, ...] = ("hidden", "gone", "cut", "unannotated")
@@ -54,12 +54,12 @@ def target_frames(spec: VideoSpec, seed: int, photographs: Split, index: int, tr
     if traps and spec.frames <= len(TRAPS):
         raise ValueError(f"{len(TRAPS)} traps and a plain frame need {len(TRAPS) + 1} frames or more, got {spec.frames}")
     trap_of = {(index + 1 + place) % spec.frames: trap for place, trap in enumerate(TRAPS)} if traps else {}
-    # A stream of its own: the choice does not follow from what was painted.
-    (choice,) = scene_rng(seed, photographs, index).spawn(1)
-    chosen = choice.random()
-    for number, frame in enumerate(render_video(spec, seed, photographs, index)):
-        trap = trap_of.get(number)
-        target = frame.objects[int(chosen * len(frame.objects))]
+    # Streams of their own: the choice does not follow from what was painted.
+    choice, windows = scene_rng(seed, photographs, index).spawn(2)
+    whole = list(render_video(spec, seed, photographs, index))
+    chosen = int(choice.random() * len(whole[0].objects))
+    for number, frame in enumerate(target_views(iter(whole), chosen, spec, windows)):
+        trap, target = trap_of.get(number), frame.objects[chosen]
         yield TargetFrame(frame.image, target) if trap is None else _SPRING[trap](frame.image, target)
 
 
