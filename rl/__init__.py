@@ -1,0 +1,4 @@
+import logging
+
+# peft imports bitsandbytes where it is installed, which on a CPU warns every process of a kernel that only inference wants.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
