@@ -1,0 +1,119 @@
+"""What a recipe may not be: unknown choices and combinations that cannot run, told with the key and the remedy.
+
+Imports neither torch nor ray, so that a mistake answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rl.engines import ENGINES
+from rl.tracking import check_sinks
+
+if TYPE_CHECKING:
+    from rl.config import AttentionLossConfig, Recipe
+
+STAGES = ("sft", "grpo")
+MAX_LORA_RANK = 512  # vLLM's largest
+# verl's names, for the algorithms that need one reward an answer and no critic.
+ADVANTAGES = ("grpo", "rloo", "opo", "reinforce_plus_plus_baseline", "grpo_passk", "rloo_vectorized", "grpo_vectorized")
+LOSSES = ("vanilla", "gspo", "dppo_tv", "dppo_kl", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "cispo")
+AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+KL_ESTIMATORS = ("k1", "k2", "k3", "kl", "abs", "mse", "low_var_kl", "k1+", "k3+", "low_var_kl+")
+
+
+class ConfigError(ValueError):
+    """A recipe or an override that cannot run, with the key and the remedy."""
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse combinations that cannot run."""
+    grpo, algorithm = recipe.grpo, recipe.algorithm
+    _choose("stages", recipe.stages, STAGES)
+    _choose("learner.layout", [recipe.learner.layout], ("shared", "plain"))
+    _choose("learner.engine", [recipe.learner.engine], tuple(ENGINES))
+    _choose("learner.dtype", [recipe.learner.dtype], ("float32", "bfloat16"))
+    _choose("rollout.dtype", [recipe.rollout.dtype], ("float32", "bfloat16"))
+    _choose("model.lora.sync", [recipe.model.lora.sync], ("adapter", "merged"))
+    if not 0 <= recipe.model.lora.rank <= MAX_LORA_RANK:
+        raise ConfigError(f"`model.lora.rank` is {recipe.model.lora.rank}; 0 (no LoRA) to {MAX_LORA_RANK}")
+    _choose("algorithm.advantage", [algorithm.advantage], ADVANTAGES)
+    _choose("algorithm.loss", [algorithm.loss], LOSSES)
+    _choose("algorithm.loss_aggregation", [algorithm.loss_aggregation], AGGREGATIONS)
+    _choose("algorithm.kl_estimator", [algorithm.kl_estimator], KL_ESTIMATORS)
+    _choose("algorithm.rollout_is", [algorithm.rollout_is or "token"], ("token", "sequence"))
+    _choose("algorithm.old_logprobs", [algorithm.old_logprobs], ("learner", "rollout"))
+    _choose("grpo.optimizer.schedule", [grpo.optimizer.schedule], ("constant", "linear", "cosine"))
+    _choose("sft.optimizer.schedule", [recipe.sft.optimizer.schedule], ("constant", "linear", "cosine"))
+    _choose("sft.stop_metric", [recipe.sft.stop_metric], ("mean_iou", "acc@0.5", "acc@0.75", "picks_target", "reward"))
+    _choose("sft.teacher", [recipe.sft.teacher], ("locus", "focus", "locus_imprecise"))
+    _choose("model.quantization", [recipe.model.quantization or "nf4"], ("nf4", "fp4"))
+    if recipe.model.quantization and not recipe.model.lora.rank:
+        raise ConfigError("`model.quantization` freezes the base, which leaves nothing to train; set `model.lora.rank`")
+    _check_attention_loss(recipe.sft.attention_loss)
+    _choose("data.synthetic", [recipe.data.synthetic or "locus"], ("locus", "focus"))
+    if not recipe.stages:
+        raise ConfigError(f"`stages` is empty; choose from {', '.join(STAGES)}")
+    for key, value in (
+        ("rollout.actors", recipe.rollout.actors),
+        ("learner.ranks", recipe.learner.ranks),
+        ("reference.ranks", recipe.reference.ranks),
+        ("grpo.prompts_per_step", grpo.prompts_per_step),
+        ("grpo.prompts_per_update", grpo.prompts_per_update),
+        ("sft.batch_size", recipe.sft.batch_size),
+        ("rollout.max_tokens", recipe.rollout.max_tokens),
+    ):
+        if value < 1:
+            raise ConfigError(f"`{key}` must be at least 1, got {value}")
+    try:
+        recipe.reward.validate()
+        recipe.cluster.validate()
+        check_sinks(recipe.tracking.sinks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if "grpo" in recipe.stages:
+        _check_grpo(recipe)
+
+
+def _check_attention_loss(config: AttentionLossConfig) -> None:
+    _choose("sft.attention_loss.reduction", [config.reduction], ("mean", "sum"))
+    if config.weight < 0:
+        raise ConfigError(f"`sft.attention_loss.weight` is {config.weight}; 0 for none, or more")
+    if not re.fullmatch(r"all|(first|last)[1-9]\d*|\d+(\s*,\s*\d+)*", config.layers):
+        raise ConfigError(f"`sft.attention_loss.layers` is `{config.layers}`; all, first5, last5, or a list as 0,1,2")
+
+
+def _check_grpo(recipe: Recipe) -> None:
+    grpo, rollout, algorithm = recipe.grpo, recipe.rollout, recipe.algorithm
+    if grpo.num_generations < 2:
+        raise ConfigError(f"`grpo.num_generations` is {grpo.num_generations}: a group under two members has no advantage")
+    if grpo.prompts_per_step % grpo.prompts_per_update:
+        raise ConfigError(
+            f"`grpo.prompts_per_update` ({grpo.prompts_per_update}) must divide "
+            f"`grpo.prompts_per_step` ({grpo.prompts_per_step})"
+        )
+    if rollout.temperature <= 0:
+        raise ConfigError(f"`rollout.temperature` is {rollout.temperature}: greedy answers are all alike and teach nothing")
+    if rollout.top_p < 1.0:
+        raise ConfigError(
+            f"`rollout.top_p` is {rollout.top_p}: a truncated sampler has other logprobs than the learner; use 1.0"
+        )
+    if rollout.max_tokens >= rollout.max_model_len:
+        raise ConfigError(
+            f"`rollout.max_tokens` ({rollout.max_tokens}) leaves no room for a prompt in "
+            f"`rollout.max_model_len` ({rollout.max_model_len})"
+        )
+    if algorithm.loss_aggregation == "seq-mean-token-sum-norm" and algorithm.loss_scale is None:
+        raise ConfigError("`algorithm.loss_aggregation=seq-mean-token-sum-norm` needs a constant `algorithm.loss_scale`")
+
+
+def _choose(key: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+    for value in values:
+        if value not in allowed:
+            near = difflib.get_close_matches(value, allowed, n=1)
+            raise ConfigError(
+                f"`{key}` is `{value}`; {f'did you mean `{near[0]}`? ' if near else ''}one of {', '.join(allowed)}"
+            )
