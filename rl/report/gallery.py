@@ -194,9 +194,7 @@ def card(pair: Pair, images: Images | None) -> Markup:
         class_="verdict",
     )
     wrong = None if after.picks_target or after.prediction is None else tag("span", "nearer to a distractor", class_="flag")
-    side = (
-        tag("div", tag("span", "given", class_="unit"), *cues, class_="cues") if cues else None
-    )
+    side = tag("div", tag("span", "given", class_="unit"), *cues, class_="cues") if cues else None
     return tag(
         "article",
         tag("div", _scene(pair, pictures[0] if pictures else None), side, class_="pictures"),
