@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.box import Box, Frame
@@ -153,6 +154,17 @@ class SampleStore(Sequence[Sample]):
         group = bisect_right(self._starts, row) - 1
         table = self._table(group)
         return row_to_sample(table.slice(row - self._starts[group], 1).to_pylist()[0], self.image_root)
+
+    def most_images(self) -> int:
+        """The largest number of images of a sample, from the lists' lengths alone: no image is read."""
+        widths = "images.list.element.width"
+        counts: list[int] = [
+            pc.max(pc.list_value_length(column)).as_py()
+            for shard in self._files
+            for column in [shard.read(columns=[widths], use_threads=False).column("images")]
+            if len(column)
+        ]
+        return max(counts)
 
     def _table(self, group: int) -> pa.Table:
         if self._cached_table is None or group != self._cached_group:

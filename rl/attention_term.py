@@ -45,7 +45,8 @@ class AttentionTerm:
         """β times the mean of L_bbox over the samples of the whole update, of which this is a micro-batch's part."""
         taught_B = micro.batch["loss_mask"].sum((-1, -2)) > 0  # a silent copy only keeps its rank in step
         mass_N = record.mass()
-        each_B = box_loss(mass_N, record.targets, self.config.margin, self.config.reduction)
+        config = self.config
+        each_B = box_loss(mass_N, record.targets, config.margin, config.reduction, config.denominator)
         part = (each_B * taught_B.to(each_B.device)).sum() / max(totals.answers, 1)
         meter.add("loss/attention", part.detach())
         meter.mean("attention/box_mass", mass_N.detach().mean(), taught_B.sum())

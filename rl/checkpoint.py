@@ -21,6 +21,7 @@ from rl.config import ModelConfig
 from rl.protocols import PolicyLearner
 
 DIRECTORY = "checkpoints"
+STAGE_FILE = "stage.json"  # in an export: which stage and step it is of
 
 
 class CheckpointError(RuntimeError):
@@ -74,16 +75,22 @@ def saved_policy(place: Path, model: ModelConfig) -> Path:
     """
     run_dir = place if (place / "config.yaml").exists() else place.parent.parent
     if not (run_dir / "config.yaml").exists():
-        raise CheckpointError(f"start_from={place} is neither a run, runs/<name>/<time>, nor a checkpoint of one")
+        raise CheckpointError(
+            f"start_from={place} is neither a run, runs/<name>/<time>, nor a checkpoint of one; an exported model goes into "
+            "model.path"
+        )
     saved = OmegaConf.load(run_dir / "config.yaml")
     checkpoint = latest_checkpoint(run_dir, list(saved.stages)).path if place == run_dir else place
     if not (checkpoint / "state.json").exists():
-        raise CheckpointError(f"start_from={place}: {checkpoint} is no finished checkpoint")
-    shape = {"path": model.path, "lora.rank": model.lora.rank, "lora.targets": list(model.lora.targets)}
-    shape["quantization"] = model.quantization
+        raise CheckpointError(
+            f"start_from={place}: {checkpoint} is no finished checkpoint; those of the run are in {run_dir / DIRECTORY}"
+        )
+    shape: dict[str, object] = {"path": model.path, "quantization": model.quantization, "lora.rank": model.lora.rank}
+    if model.lora.rank:
+        shape |= {"lora.alpha": model.lora.alpha, "lora.targets": list(model.lora.targets)}
     for key, wanted in shape.items():
         found = OmegaConf.select(saved.model, key)
-        if found != wanted and not (key == "lora.targets" and not model.lora.rank):
+        if found != wanted:
             raise CheckpointError(
                 f"start_from={place} was trained with model.{key}={found}, this recipe has {wanted}; make them agree, or "
                 f"give the exported folder, {run_dir / 'export'}, as model.path"

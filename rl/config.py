@@ -148,13 +148,15 @@ class GrpoConfig:
 class AttentionLossConfig:
     """FOCUS's L = L_LM + β·L_bbox (eqs. 5–10): query-image tokens are to attend to the supports' box tokens.
 
-    `weight` is β (0: no attention loss), `margin` is μ. `layers`: all | first5 | last5 | a list as "0,1,2".
+    `weight` is β (0: no attention loss), `margin` is μ. `layers`: all | first5 | last5 | a list as "0,1,2". `denominator`:
+    which tokens p⁻ counts, all of the sample (the paper's) or those visible to the row.
     """
 
     weight: float = 0.0
     margin: float = 0.025
     layers: str = "all"
     reduction: str = "mean"  # mean: attention per box token, the paper's | sum: attention on the boxes altogether
+    denominator: str = "all"  # all | visible
 
 
 @dataclass

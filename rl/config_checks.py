@@ -50,6 +50,12 @@ def check_recipe(recipe: Recipe) -> None:
     _choose("sft.optimizer.schedule", [recipe.sft.optimizer.schedule], ("constant", "linear", "cosine"))
     _choose("sft.stop_metric", [recipe.sft.stop_metric], ("mean_iou", "acc@0.5", "acc@0.75", "picks_target", "reward"))
     _choose("sft.teacher", [recipe.sft.teacher], ("locus", "focus", "locus_imprecise"))
+    _choose("model.attention", [recipe.model.attention], ("sdpa", "flash_attention_2"))
+    if recipe.model.attention == "flash_attention_2" and recipe.learner.layout == "shared" and "grpo" in recipe.stages:
+        raise ConfigError(
+            "`model.attention=flash_attention_2` takes no mask, which a group as one sequence needs; "
+            "use `learner.layout=plain`, or attention=sdpa"
+        )
     _choose("model.quantization", [recipe.model.quantization or "nf4"], ("nf4", "fp4"))
     if recipe.model.quantization and not recipe.model.lora.rank:
         raise ConfigError("`model.quantization` freezes the base, which leaves nothing to train; set `model.lora.rank`")
@@ -80,6 +86,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def _check_attention_loss(config: AttentionLossConfig) -> None:
     _choose("sft.attention_loss.reduction", [config.reduction], ("mean", "sum"))
+    _choose("sft.attention_loss.denominator", [config.denominator], ("all", "visible"))
     if config.weight < 0:
         raise ConfigError(f"`sft.attention_loss.weight` is {config.weight}; 0 for none, or more")
     if not re.fullmatch(r"all|(first|last)[1-9]\d*|\d+(\s*,\s*\d+)*", config.layers):

@@ -51,7 +51,7 @@ def draw(sample: Sample, record: ValidationRecord) -> PILImage.Image:
     boxes[sample.target_image].append((record.target, TRUTH))
     if record.prediction is not None:
         boxes[sample.target_image].append((record.prediction, ANSWER))
-    panels = [draw_boxes(image.open(), boxes[index]) for index, image in enumerate(sample.images)]
+    panels = [_at_height(draw_boxes(image.open(), boxes[index])) for index, image in enumerate(sample.images)]
     width = sum(panel.width for panel in panels) + GAP * (len(panels) - 1)
     picture = PILImage.new("RGB", (width, HEIGHT), (255, 255, 255))
     at = 0
@@ -59,6 +59,11 @@ def draw(sample: Sample, record: ValidationRecord) -> PILImage.Image:
         picture.paste(panel, (at, 0))
         at += panel.width + GAP
     return picture
+
+
+def _at_height(image: PILImage.Image) -> PILImage.Image:
+    width = max(1, round(image.width * HEIGHT / image.height))
+    return image.resize((width, HEIGHT), PILImage.Resampling.LANCZOS)
 
 
 def write_pictures(rows: Sequence[Row], count: int, out: Path) -> list[Picture]:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rl.policy import peft_config
+from rl.prompt_templates import ORDERED_TEMPLATES
 from rl.weights import published_names
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def export_policy(learner: Learner, directory: Path) -> None:
             model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
         model.save_pretrained(partial, state_dict=dict(published_names(full.items(), model.config.model_type)))
         _copy_side_files(source, partial)
+        if learner.encoder.family.name in ORDERED_TEMPLATES:  # a prompt as it was trained on, for whoever loads this
+            (partial / "chat_template.jinja").write_text(learner.encoder.processor.chat_template)
         if adapter:
             _save_adapter(learner, adapter, partial / "adapter")
         shutil.rmtree(directory, ignore_errors=True)

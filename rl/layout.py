@@ -30,22 +30,27 @@ Answers = list[tuple[int, Tensor]]  # (index of an answer in [N·G], its tokens)
 class ModelInputs:
     """What a forward needs, and where in its output each answer token is predicted.
 
-    `attention_mask` is [B, 1, L, L] bool, True where a query (row) sees a key (column). `predictor_K` indexes the
-    flattened [B·L] hidden states: the position whose output predicts answer token k. `place_K` indexes the flattened
+    `attention_mask` is [B, 1, L, L] bool, True where a query (row) sees a key (column); None where every row is one prompt
+    and one answer: order alone then says it, padding comes last, and a kernel without a mask can run. `predictor_K` indexes
+    the flattened [B·L] hidden states: the position whose output predicts answer token k. `place_K` indexes the flattened
     [N·G·R] answer tensors, so that results scatter back. `vision` are the forward's image arguments of all rows.
     """
 
     input_ids: Tensor
     mm_token_type_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     vision: Mapping[str, Tensor]
     predictor_K: Tensor
     target_K: Tensor
     place_K: Tensor
 
     def to(self, device: torch.device) -> ModelInputs:
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "vision"}
+        moved = {
+            name: None if value is None else value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if name != "vision"
+        }
         vision = {name: tensor.to(device, non_blocking=True) for name, tensor in self.vision.items()}
         return ModelInputs(**moved, vision=vision)
 
@@ -150,7 +155,7 @@ def _stack(rows: list[_Row], max_response: int) -> ModelInputs:
         input_ids=input_ids,
         mm_token_type_ids=mm_token_type_ids,
         position_ids=position_ids if axes > 1 else position_ids[0],
-        attention_mask=_visible(segment),
+        attention_mask=_visible(segment) if any(len(row.answers) > 1 for row in rows) else None,
         vision=stack_vision([row.prompt for row in rows]),
         predictor_K=torch.cat(predictors),
         target_K=torch.cat(targets),

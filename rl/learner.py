@@ -130,16 +130,15 @@ class Learner:
 
     def base_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, tensor) without the LoRA matrices. Collective."""
-        for engine_name, tensor in self.engine.named_tensors():
+        for engine_name, tensor in self.engine.named_tensors(lambda name: hf_name(name) is not None):
             name = hf_name(engine_name)
-            if name is not None:
-                yield name, tensor
+            assert name is not None
+            yield name, tensor
 
     def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(PEFT name, tensor) of the LoRA matrices alone. Collective."""
-        for engine_name, tensor in self.engine.named_tensors():
-            if hf_name(engine_name) is None:
-                yield engine_name.removeprefix("model.").replace(".default.", "."), tensor
+        for engine_name, tensor in self.engine.named_tensors(lambda name: hf_name(name) is None):
+            yield engine_name.removeprefix("model.").replace(".default.", "."), tensor
 
     def save(self, directory: Path) -> None:
         """Shards of parameters, optimizer and RNG under `directory`. Collective."""

@@ -8,10 +8,16 @@ checkpoint folder of a run  its export/, made when missing       state.json and 
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
+from omegaconf import OmegaConf
+
+from rl.checkpoint import STAGE_FILE, latest_checkpoint
 from rl.config import Recipe, load_recipe
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -58,17 +64,31 @@ def _whole(folder: Path) -> Path:
 def _export_of(run_dir: Path) -> Path:
     export = run_dir / "export"
     if (export / "config.json").is_file():
+        _check_newest(run_dir, export)
         return _whole(export)
     saved = sorted(str(path.parent) for path in run_dir.glob("checkpoints/*/state.json"))
     remedy = f"give one of its checkpoints: {', '.join(saved)}" if saved else "and it has no checkpoint either"
     raise PolicyFolderError(f"run {run_dir} has no export/, which a stage writes when it ends; {remedy}")
 
 
+def _check_newest(run_dir: Path, export: Path) -> None:
+    """A run that was stopped in its second stage still has the first one's export."""
+    exported = json.loads((export / STAGE_FILE).read_text())
+    newest = latest_checkpoint(run_dir, list(OmegaConf.load(run_dir / "config.yaml").stages))
+    if (newest.stage, newest.step) != (exported["stage"], exported["step"]):
+        raise PolicyFolderError(
+            f"run {run_dir} has exported step {exported['step']} of {exported['stage']}, and went on to step {newest.step} "
+            f"of {newest.stage}: give checkpoint={export} or checkpoint={newest.path}"
+        )
+
+
 def _materialized(checkpoint: Path, recipe: Recipe) -> Path:
     """`checkpoint`/export, made on one rank from the shards unless it is there."""
     export = checkpoint / "export"
     if not (export / "config.json").is_file():
-        _write_export(checkpoint / "learner", export, _recipe_of(checkpoint, recipe))
+        # In a process of its own, because what it held of a GPU stays held until it ends, and a backend wants that memory.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
+            child.submit(_write_export, checkpoint / "learner", export, _recipe_of(checkpoint, recipe)).result()
     return _whole(export)
 
 

@@ -6,18 +6,21 @@ at the end:       export ─► summary.json ─► report.html
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from omegaconf import OmegaConf
+
 from cluster.session import ray_session
 from data.sample import Sample
 from data.store import SampleStore
 from data.stream import PromptStream
 from rl import environment
-from rl.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint, saved_policy
+from rl.checkpoint import STAGE_FILE, Checkpoint, latest_checkpoint, save_checkpoint, saved_policy
 from rl.clock import PhaseClock
 from rl.config import ConfigError, Recipe, to_container, to_yaml
 from rl.crew import Crew
@@ -46,10 +49,22 @@ def open_run_dir(recipe: Recipe) -> Path:
         run_dir = Path(recipe.resume)
         if not (run_dir / "config.yaml").exists():
             raise ConfigError(f"resume={run_dir}: there is no config.yaml; give the folder of a run, runs/<name>/<time>")
+        _check_same_start(run_dir, recipe)
         return run_dir
+    if recipe.start_from is not None:
+        saved_policy(Path(recipe.start_from), recipe.model)  # refused before there is a folder
     run_dir = Path(recipe.runs) / recipe.name / time.strftime("%Y%m%d-%H%M%S")
     run_dir.mkdir(parents=True)
     return run_dir
+
+
+def _check_same_start(run_dir: Path, recipe: Recipe) -> None:
+    """What a run began from is what its reference is: resumed with another, the KL would be to another policy."""
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    for key, wanted in (("stages", recipe.stages), ("start_from", recipe.start_from), ("model.path", recipe.model.path)):
+        found = OmegaConf.select(saved, key)
+        if found != wanted:
+            raise ConfigError(f"resume={run_dir} began with `{key}` {found}, this is {wanted}; give {key}={found} as well")
 
 
 class Run:
@@ -75,7 +90,7 @@ class Run:
         planned = {stage: steps[stage] for stage in recipe.stages}
         context = RunContext(self.run_dir, recipe.name, recipe.tracking.project, planned, to_container(recipe))
         with open_tracker(recipe.tracking.sinks, context) as tracker, ray_session(recipe.cluster) as session:
-            crew = Crew(session, recipe, max_images=len(self.train[0].images))
+            crew = Crew(session, recipe, max(self.train.most_images(), self.held_out.most_images()))
             first = recipe.stages.index(resumed.stage) if resumed is not None else 0
             for stage in recipe.stages[first:]:
                 Stage(self, stage, crew, tracker).run(resumed if resumed is not None and resumed.stage == stage else None)
@@ -146,10 +161,13 @@ class Stage:
         hand_over(self.policy.learner, self.crew.rollouts, self.loop.version)
         if resumed is None:
             self.tracker.log(self.stage, 0, self.validate(0))
-        for step in range(done, self.steps):
-            if self._finish_step(step + 1, self.loop.step(step)):
-                break
-        self.policy.learner.export(self.run_.run_dir / "export")
+        ended = resumed is not None and resumed.state["ended"]
+        while done < self.steps and not ended:
+            ended = self._finish_step(done + 1, self.loop.step(done))
+            done += 1
+        export = self.run_.run_dir / "export"
+        self.policy.learner.export(export)
+        write_atomically(export / STAGE_FILE, json.dumps({"stage": self.stage, "step": done}))
         self.policy.shutdown()
 
     def _finish_step(self, done: int, report: StepReport) -> bool:
@@ -163,7 +181,7 @@ class Stage:
             metrics = metrics | self.validate(done)
             reached = self._reached(metrics)
         if last or reached or _due(done, self.recipe.checkpoint.every):
-            metrics = metrics | self._save(done)
+            metrics = metrics | self._save(done, reached)
         self.tracker.log(self.stage, done, metrics, report.failures)
         return reached
 
@@ -173,8 +191,8 @@ class Stage:
             self.stage == "sft" and goal is not None and metrics[f"validation/greedy/{self.recipe.sft.stop_metric}"] >= goal
         )
 
-    def _save(self, done: int) -> dict[str, float]:
-        state = {"prompts": self.loop.prompts.state_dict(), "version": self.loop.version}
+    def _save(self, done: int, ended: bool) -> dict[str, float]:
+        state = {"prompts": self.loop.prompts.state_dict(), "version": self.loop.version, "ended": ended}
         with self.run_.clock.phase("checkpoint"):
             save_checkpoint(self.run_.run_dir, self.stage, done, self.policy.learner, state, self.recipe.checkpoint.keep)
         return {"time/checkpoint": self.run_.clock.lap()["time/checkpoint"]}

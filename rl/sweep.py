@@ -15,6 +15,7 @@ Exit status: 0 all cells filled, 1 some failed, 2 a sweep that cannot run, 130 i
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from rl.runlog import write_atomically
 USAGE = (
     "usage: python -m rl.sweep SWEEP.yaml [key=value …]      e.g. recipes/focus/sweeps/margin_weight.yaml runs=/shared/runs"
 )
+METRICS = ("mean_iou", "acc@0.5", "acc@0.75", "parse_rate", "reward", "picks_target", "format_rate")
 RunRecipe = Callable[[Recipe], int]
 
 
@@ -80,6 +82,8 @@ def load_sweep(path: Path) -> Sweep:
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path.name}: {str(error).splitlines()[0]}") from error
     assert isinstance(sweep, Sweep)
+    if not re.fullmatch(rf"validation/(greedy|sampled)/({'|'.join(METRICS)})", sweep.metric):
+        raise ConfigError(f"{path.name}: `metric` is `{sweep.metric}`; validation/greedy/ with one of {', '.join(METRICS)}")
     rows, columns = len(sweep.rows.values), len(sweep.columns.values)
     if sweep.paper is not None and [len(line) for line in sweep.paper] != [columns] * rows:
         raise ConfigError(f"{path.name}: `paper` must have {rows} rows of {columns} figures")

@@ -6,7 +6,7 @@ runs under Ray actors, under torchrun, or alone in one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,10 +44,11 @@ class Engine(Protocol):
     def step(self, lr: float) -> float:
         """Clip, update at learning rate `lr`, clear gradients; returns the gradient norm before clipping. Collective."""
 
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def named_tensors(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
         """(engine name, full tensor in the compute dtype) of every parameter, gathered block by block. Collective.
 
-        A tied parameter comes once. Every rank must exhaust the iterator.
+        Only those whose engine name is `wanted` are gathered. A tied parameter comes once. Every rank must exhaust the
+        iterator.
         """
 
     def save(self, directory: Path) -> None:

@@ -7,7 +7,7 @@ machine. Parameters and optimizer state stay in float32; `dtype` is what blocks 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,18 @@ def _own_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, 
     for name, child in module.named_children():
         if not isinstance(child, FSDPModule):
             yield from _own_parameters(child, f"{prefix}.{name}".lstrip("."))
+
+
+def _read(state: dict[str, Any], directory: Path) -> None:
+    """Fill `state` from shards. Raises ValueError where they are not those of this policy, or not whole."""
+    try:
+        dcp.load(state, checkpoint_id=directory)
+    except CheckpointException as error:  # no Exception, and its text is every rank's traceback
+        _, (cause, _) = next(iter(error.failures.items()))
+        raise ValueError(
+            f"{directory} does not hold this policy ({type(cause).__name__}: {cause}); model.path and model.lora "
+            "must be those it was saved with"
+        ) from None
 
 
 class FsdpEngine:
@@ -169,16 +181,19 @@ class FsdpEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def named_tensors(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
         for prefix, module in self.policy.named_modules():
             if not isinstance(module, FSDPModule):
                 continue
+            if not any(wanted(name) for name, _ in _own_parameters(module, prefix)):
+                continue
             module.unshard()
             # By identity: a tied weight has two names and one parameter.
-            own = {id(parameter): (name, parameter) for name, parameter in reversed(list(_own_parameters(module)))}
+            own = {id(parameter): (name, parameter) for name, parameter in reversed(list(_own_parameters(module, prefix)))}
             for name, parameter in reversed(own.values()):
                 # The gathered storage is freed below, while a consumer may still be filling its bucket.
-                yield f"{prefix}.{name}".lstrip("."), full_precision(parameter)
+                if wanted(name):
+                    yield name, full_precision(parameter)
             module.reshard()
 
     def save(self, directory: Path) -> None:
@@ -194,7 +209,7 @@ class FsdpEngine:
         assert self.optimizer is not None
         model_state, optimizer_state = get_state_dict(self.policy, self.optimizer)
         state = {"model": self._changing(model_state), "optimizer": optimizer_state}
-        dcp.load(state, checkpoint_id=directory)
+        _read(state, directory)
         set_state_dict(
             self.policy,
             self.optimizer,
@@ -205,7 +220,7 @@ class FsdpEngine:
 
     def load_policy(self, directory: Path) -> None:
         state = {"model": self._changing(get_model_state_dict(self.policy))}
-        dcp.load(state, checkpoint_id=directory)
+        _read(state, directory)
         set_model_state_dict(self.policy, state["model"], options=StateDictOptions(strict=not self._lora))
 
     def _changing(self, state: dict[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_figures_of_other_settings_are_not_mixed_in(sweep: list[str], capsys: py
         ("margin, label", "margins, label", "did you mean `sft.attention_loss.margin`"),
         ("[34.3, 57.1],", "", "2 rows of 2"),
         ("values: [0.0, 0.5]", "", "`columns.values`"),
-        ("metric: validation/greedy/mean_iou", "metric: validation/greedy/iou", "no metric"),
+        ("metric: validation/greedy/mean_iou", "metric: validation/greedy/iou", "one of mean_iou"),
         ("name: grid", "title: grid", "title"),
     ],
 )
