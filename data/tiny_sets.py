@@ -115,12 +115,15 @@ TINY_SETS: Mapping[str, Mapping[str, MakePart]] = {
 
 
 def make_missing(name: str, folders: Iterable[Path]) -> None:
-    """Write those of `folders` that do not exist: parts of the set `name`. Raises ValueError for an unknown part."""
+    """Write those of `folders` that do not exist, `…/<name>-tiny/<part>`; other folders are a user's own and left alone.
+
+    Raises ValueError for an unknown part.
+    """
     parts = TINY_SETS[name]
     for folder in folders:
-        if folder.name not in parts:
-            raise ValueError(f"{folder}: the parts of the synthetic set {name!r} are {', '.join(parts)}")
-        if not folder.exists():
+        if folder.parent.name == f"{name}-tiny" and not folder.exists():
+            if folder.name not in parts:
+                raise ValueError(f"{folder}: the parts of the synthetic set {name!r} are {', '.join(parts)}")
             started = time.monotonic()
             parts[folder.name](folder, available_cores())
             print(f"data: {folder} ({time.monotonic() - started:.0f} s)", flush=True)

@@ -110,8 +110,7 @@ def evaluate_recipe(recipe: Recipe, options: EvaluationOptions) -> Results:
     started = time.monotonic()
     folders = options.datasets.items() or [(None, recipe.data.validation)]
     if recipe.data.synthetic:
-        beside = Path(recipe.data.validation).parent
-        make_missing(recipe.data.synthetic, [Path(place) for _, place in folders if Path(place).parent == beside])
+        make_missing(recipe.data.synthetic, [Path(place) for _, place in folders])
     sets = evaluation_sets(list(folders), options.split, options.shots, options.samples)
     policy = policy_folder(options.checkpoint, recipe)
     # An export has its adapters merged in, and a quantized base dequantized.

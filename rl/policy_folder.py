@@ -73,6 +73,8 @@ def _export_of(run_dir: Path) -> Path:
 
 def _check_newest(run_dir: Path, export: Path) -> None:
     """A run that was stopped in its second stage still has the first one's export."""
+    if not (export / STAGE_FILE).is_file() or not any(run_dir.glob("checkpoints/*/state.json")):
+        return
     exported = json.loads((export / STAGE_FILE).read_text())
     newest = latest_checkpoint(run_dir, list(OmegaConf.load(run_dir / "config.yaml").stages))
     if (newest.stage, newest.step) != (exported["stage"], exported["step"]):

@@ -161,7 +161,7 @@ class Stage:
         hand_over(self.policy.learner, self.crew.rollouts, self.loop.version)
         if resumed is None:
             self.tracker.log(self.stage, 0, self.validate(0))
-        ended = resumed is not None and resumed.state["ended"]
+        ended = resumed is not None and resumed.state.get("ended", False)
         while done < self.steps and not ended:
             ended = self._finish_step(done + 1, self.loop.step(done))
             done += 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data.box import Box
 from data.prompts import focus_prompt, locus_prompt
-from data.sample import EncodedImage, Sample
+from data.sample import EncodedImage, ImagePart, Sample
 from data.store import SampleStore, row_to_sample, sample_to_row, samples_to_table
 from data.store_writer import DatasetWriter, write_samples
 
@@ -35,6 +35,20 @@ def test_every_sample_comes_back_as_it_was(tmp_path: Path) -> None:
     assert list(SampleStore(tmp_path / "set", "validation")) == samples[:3]
     with pytest.raises(IndexError):
         store[300]
+
+
+def test_the_most_images_of_a_sample_are_counted_over_all_files(tmp_path: Path) -> None:
+    """The first sample says nothing: shot counts may vary."""
+    cue = EncodedImage(20, 30, encoded=b"12345")
+    many = replace(
+        make_sample(1),
+        images=(cue,) * 4,
+        prompt=tuple(ImagePart(n) for n in range(4)),
+        target=Box(1, 2, 3, 4, cue.frame),
+        distractors=(),
+    )
+    write_samples(tmp_path / "set", {"train": [make_sample(0), many, make_sample(2)]})
+    assert SampleStore(tmp_path / "set").most_images() == 4
 
 
 def test_a_focus_sample_keeps_the_boxes_of_its_prompt() -> None:

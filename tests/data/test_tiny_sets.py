@@ -29,19 +29,19 @@ def three_videos(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("three_videos")
 def test_missing_parts_are_made_and_others_left_alone(tmp_path: Path) -> None:
-    make_missing("focus", [tmp_path / "train"])
-    before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "train").iterdir())]
-    make_missing("focus", [tmp_path / "train", tmp_path / "test"])
-    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "train").iterdir())] == before
-    assert len(SampleStore(tmp_path / "train", split="train")) == 3
-    test = SampleStore(tmp_path / "test", split="validation")
+    make_missing("focus", [tmp_path / "focus-tiny" / "train"])
+    before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "focus-tiny" / "train").iterdir())]
+    make_missing("focus", [tmp_path / "focus-tiny" / "train", tmp_path / "focus-tiny" / "test"])
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "focus-tiny" / "train").iterdir())] == before
+    assert len(SampleStore(tmp_path / "focus-tiny" / "train", split="train")) == 3
+    test = SampleStore(tmp_path / "focus-tiny" / "test", split="validation")
     assert sorted(sample.metadata["shots"] for sample in test) == [1, 1, 1, 2, 2, 2, 4, 4, 4]
 
 
 @pytest.mark.usefixtures("three_videos")
 def test_a_query_shows_distractors_and_a_support_is_a_close_view_of_the_target(tmp_path: Path) -> None:
-    make_missing("focus", [tmp_path / "held_out"])
-    for sample in SampleStore(tmp_path / "held_out", split="validation"):
+    make_missing("focus", [tmp_path / "focus-tiny" / "held_out"])
+    for sample in SampleStore(tmp_path / "focus-tiny" / "held_out", split="validation"):
         assert len(sample.images) == 5 and sample.distractors
         boxes = [part.box for part in sample.prompt if isinstance(part, SupportBoxPart)]
         assert len(boxes) == 4
@@ -50,7 +50,12 @@ def test_a_query_shows_distractors_and_a_support_is_a_close_view_of_the_target(t
 
 def test_a_folder_that_is_no_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="parts of the synthetic set 'focus' are train, held_out, test"):
-        make_missing("focus", [tmp_path / "training"])
+        make_missing("focus", [tmp_path / "focus-tiny" / "training"])
+
+
+def test_folders_of_a_users_own_are_left_to_the_user(tmp_path: Path) -> None:
+    make_missing("focus", [tmp_path / "train", tmp_path / "mine"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_recipe_knows_the_sets() -> None:

@@ -81,6 +81,13 @@ def test_the_resolved_recipe_loads_to_the_same_recipe(tmp_path: Path, recipe_fil
     assert load_recipe(saved) == recipe
 
 
+def test_flash_attention_is_refused_where_a_mask_is_needed(recipe_file: Path) -> None:
+    flash = "model.attention=flash_attention_2"
+    with pytest.raises(ConfigError, match=r"learner\.layout=plain"):
+        load_recipe(recipe_file, [flash])
+    assert load_recipe(recipe_file, [flash, "learner.layout=plain"]).model.attention == "flash_attention_2"
+
+
 def test_a_config_error_answers_without_torch_ray_or_vllm(recipe_file: Path) -> None:
     program = (
         "import sys; from rl.train import main; status = main(sys.argv[1:]); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,23 @@ def test_an_export_and_the_run_that_holds_it(recipe: Recipe, tiny_model_dir: Pat
     (tmp_path / "run" / "export").symlink_to(tiny_model_dir)
     found = policy_folder(str(tmp_path / "run"), recipe)
     assert found == PolicyFolder(str(tmp_path / "run" / "export"), "run")
+
+
+def test_a_run_that_went_on_after_its_export_is_not_taken_for_the_export(
+    recipe: Recipe, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Stopped in GRPO, a run still holds SFT's export."""
+    run = tmp_path / "run"
+    (run / "checkpoints" / "grpo-60").mkdir(parents=True)
+    (run / "config.yaml").write_text("name: tiny\nstages: [sft, grpo]")
+    shutil.copytree(tiny_model_dir, run / "export")
+    (run / "export" / "stage.json").write_text(json.dumps({"stage": "sft", "step": 500}))
+    state = run / "checkpoints" / "grpo-60" / "state.json"
+    state.write_text(json.dumps({"stage": "grpo", "step": 60}))
+    with pytest.raises(PolicyFolderError, match=r"step 500 of sft, and went on to step 60 of grpo: give checkpoint="):
+        policy_folder(str(run), recipe)
+    (run / "export" / "stage.json").write_text(json.dumps({"stage": "grpo", "step": 60}))
+    assert policy_folder(str(run), recipe).kind == "run"
 
 
 @pytest.mark.parametrize("rank", [0, 2])
