@@ -89,6 +89,8 @@ def build(args: argparse.Namespace, progress: Progress) -> FocusReport:
         print(f"damaged: {message}", file=sys.stderr)
     if untold := report.damaged_tracks - len(report.damage):
         print(f"damaged: {untold:,} more", file=sys.stderr)
+    for name in report.unmatched_exclusions:
+        print(f"note: no track is of the excluded category {name!r}", file=sys.stderr)
     for message in report.unusable:
         print(f"unusable: {message}", file=sys.stderr)
     return report

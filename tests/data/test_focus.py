@@ -338,6 +338,40 @@ def test_categories_can_be_chosen(tmp_path: Path, build: Builds) -> None:
     assert report.contents["train"].categories == ("Guinea_Pig",)
 
 
+def test_a_wanted_category_of_no_track_is_an_error_and_an_excluded_one_is_told(tmp_path: Path, build: Builds) -> None:
+    tracks = [make_track(tmp_path / "made", name, category=name) for name in ("Guinea_Pig", "dog", "car")]
+    with pytest.raises(ValueError, match=r"the wanted categories giunea pig; nearest are Guinea_Pig"):
+        build(tracks, categories=frozenset({"giunea pig", "dog"}))
+    report = build(tracks, excluded_categories=frozenset({"CAR", "unicorn"}))
+    assert report.unmatched_exclusions == ("unicorn",) and report.dropped == {"category_not_wanted": 1}
+    assert json.loads((tmp_path / "out" / "build.json").read_text())["unmatched_exclusions"] == ["unicorn"]
+
+
+def test_categories_in_both_splits_are_counted(tmp_path: Path, build: Builds) -> None:
+    """One of four videos is for validation; of the categories, only that of all four can be in both."""
+    tracks = [make_track(tmp_path / "made", str(n), category="cat" if n else "Cat") for n in range(4)]
+    report = build(tracks, validation_fraction=0.25)
+    assert report.shared_categories == ("cat",)
+    assert build(tracks).shared_categories == ()
+
+
+def test_tao_and_permirs_share_their_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def track(source: str, category: str, video: str = "val/YFCC100M/v_1") -> Track:
+        return replace(make_track(tmp_path / source, category, category=category, video=video), source=source)
+
+    tracks = {"tao": [track("tao", "cat")], "permirs": [track("permirs", "dog"), track("permirs", "cow", "val/BDD/v_2")]}
+    for name, listed in tracks.items():
+        monkeypatch.setitem(READERS, name, lambda root, split, listed=listed: TrackList(listed, read_entry))
+    build_focus([Source("tao", "train", tmp_path)], tmp_path / "tao-set", FocusConfig())
+    disjoint = FocusConfig(disjoint_from=(tmp_path / "tao-set",), on_overlap="drop")
+    report = build_focus([Source("permirs", "val", tmp_path)], tmp_path / "out", disjoint)
+    assert report.dropped == {"video_overlap": 1}
+    with pytest.raises(ValueError, match=r"1 videos \(val/YFCC100M/v_1\)"):
+        build_focus([Source("permirs", "val", tmp_path)], tmp_path / "no", replace(disjoint, on_overlap="fail"))
+    with pytest.raises(ValueError, match="video val/YFCC100M/v_1 of permirs would serve both splits"):
+        build_focus([Source("tao", "train", tmp_path), Source("permirs", "val", tmp_path)], tmp_path / "no", FocusConfig())
+
+
 def test_disjointness_is_checked(tmp_path: Path, build: Builds) -> None:
     root = tmp_path / "made"
     build([make_track(root, "a", category="cat", video="v1"), make_track(root, "b", category="dog")], out="other")
