@@ -95,6 +95,9 @@ class _FocusBuild:
         self.damage: list[Damage] = []
         self.unusable: list[str] = []
         self.dropped: Counter[str] = Counter()
+        for source in opened:
+            each = source.episodes.samples_per_entry
+            self.dropped.update({reason: count * each for reason, count in source.left_out.items()})
         self.wanted: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
         self.kept: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
         self.shown: dict[str, list[Facts]] = {"train": [], "validation": []}
@@ -181,7 +184,7 @@ class _FocusBuild:
             if wanted
         }
         listed = all(isinstance(episodes, ListSource) for episodes in self.episodes)
-        records = sum(len(source.entries) * source.episodes.samples_per_entry for source in self.opened)
+        records = sum(_tracks(source) * source.episodes.samples_per_entry for source in self.opened)
         return FocusReport(
             builder="focus",
             config=_config_as_json(self.config) | (_LISTED_CONFIG if listed else {}),
@@ -193,7 +196,7 @@ class _FocusBuild:
             splits=splits,
             images=dict(sorted(Counter(each.problem for each in self.damage if each.problem is not None).items())),
             sources=tuple(source.name for source in self.sources),
-            tracks=sum(len(source.entries) for source in self.opened),
+            tracks=sum(map(_tracks, self.opened)),
             moved_frames=self.moved,
             contents={split: _contents(facts) for split, facts in self.shown.items() if facts},
             damaged_tracks=len(self.damage),
@@ -207,6 +210,11 @@ class _FocusBuild:
 def _contents(shown: Sequence[Facts]) -> SplitContents:
     videos = {(facts.source, facts.video) for facts in shown}
     return SplitContents(len(videos), tuple(sorted({facts.category for facts in shown})))
+
+
+def _tracks(source: OpenedSource) -> int:
+    """All that it lists, with what its reader leaves out."""
+    return len(source.entries) + sum(source.left_out.values())
 
 
 def _shared_categories(splits: Sequence[Sequence[Facts]]) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ DATASETS = (*READERS, *LISTS)
 DEFAULT_SPLITS = {"perseg": "test", "iploc": "test"}
 RULES_HELP = "iploc: i·(N//K) and N−1; paper: round(i·(N−1)/K) (%(default)s)"
 ABSENT_HELP = (
-    "skip: to the nearest visible frame; keep: frames as they are, with the box they carry, but an episode with a frame that "
-    "has no usable box is dropped (%(default)s)"
+    "skip: to the nearest visible frame; keep: frames as they are, with the box they carry, but an episode with a frame "
+    "that has no usable box is dropped (%(default)s)"
 )
 FRACTION_HELP = "share of every training source's videos that goes to validation (%(default)s)"
 DISJOINT_HELP = "a built dataset that may share no category and no video with this one; repeatable"

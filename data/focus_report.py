@@ -44,7 +44,9 @@ class FocusReport(BuildReport):
         if len(self.contents) > 1:
             table.add_row("categories in both splits", f"{len(self.shared_categories):,}", "")
         if self.unmatched_exclusions:
-            table.add_row("excluded, of no track", f"{len(self.unmatched_exclusions):,}", ", ".join(self.unmatched_exclusions))
+            table.add_row(
+                "excluded, of no track", f"{len(self.unmatched_exclusions):,}", ", ".join(self.unmatched_exclusions)
+            )
         table.add_row("frames moved", f"{self.moved_frames:,}", "")
         table.add_row("frame rule", "", str(self.config["frame_rule"]))
         table.add_row("absent targets", "", str(self.config["absence_policy"]))

@@ -51,8 +51,9 @@ def read_got10k(root: Path, split: str) -> TrackList:
         raise ValueError("GOT-10k's test split gives the first frame's box alone; evaluate on val (180 videos)")
     if split not in SPLITS:
         raise ValueError(f"GOT-10k has no split {split!r}; choose from {', '.join(SPLITS)}")
-    names = read_names(root / split / "list.txt", LAYOUT)
-    return TrackList([root / split / name for name in names], read_video)
+    listed = root / split / "list.txt"
+    names = read_names(listed, LAYOUT)
+    return TrackList([root / split / name for name in names], read_video, (listed,))
 
 
 def read_video(folder: Path) -> Track:
@@ -98,7 +99,5 @@ def _read_description(path: Path) -> dict[str, str]:
     if "object_class" not in described:
         raise lines.fault(len(lines.texts), "the file ends without an object_class: add the line 'object_class: <category>'")
     if not lines.terminated and last_key == "object_class" and described.keys() >= _BEFORE_OBJECT_CLASS:
-        raise lines.fault(
-            len(lines.texts), "the file ends inside its object_class: cut off? Add a line end if it is whole"
-        )
+        raise lines.fault(len(lines.texts), "the file ends inside its object_class: cut off? Add a line end if it is whole")
     return described

@@ -31,6 +31,7 @@ from data.track import Absence, Corners, Track, TrackError, TrackFrame, TrackLis
 from data.track_files import has_area, integer, numbered_images, numbers_of_one_line, one_based_boxes, read_lines, read_names
 
 LAYOUT = "<root>/<class>/<class>-<number>/{img/00000001.jpg, groundtruth.txt, full_occlusion.txt, out_of_view.txt}"
+LIST_NAME = "testing_set.txt"
 LIST_LAYOUT = "<root>/testing_set.txt with a video's name (airplane-1) a line; the split 'all' needs no list"
 SPLITS = ("train", "test", "all")
 
@@ -42,16 +43,18 @@ def read_lasot(root: Path, split: str) -> TrackList:
     if split not in SPLITS:
         raise ValueError(f"LaSOT has no split {split!r}; choose from {', '.join(SPLITS)}")
     if split == "test":
-        return TrackList(_test_folders(root), read_video)
+        return TrackList(_test_folders(root), read_video, (root / LIST_NAME,))
     folders = _video_folders(root)
+    files: tuple[Path, ...] = ()
     if split == "train":
         testing = _test_folders(root)
         _refuse_cut_list(root, testing)
-        left_out = set(testing)
-        folders = [folder for folder in folders if folder not in left_out]
+        test_folders = set(testing)
+        folders = [folder for folder in folders if folder not in test_folders]
+        files = (root / LIST_NAME,)
     if not folders:
         raise ValueError(f"no videos of the split {split!r} under {root}; expected the layout {LAYOUT}")
-    return TrackList(folders, read_video)
+    return TrackList(folders, read_video, files)
 
 
 def read_video(folder: Path) -> Track:
@@ -84,7 +87,7 @@ def _absence(corners: Corners, occluded: bool, outside: bool) -> Absence | None:
 
 def _test_folders(root: Path) -> list[Path]:
     """Of the test videos; whether they are there is found when they are read."""
-    place = root / "testing_set.txt"
+    place = root / LIST_NAME
     folders = []
     for name in read_names(place, LIST_LAYOUT):
         match = _VIDEO.fullmatch(name)
@@ -95,8 +98,8 @@ def _test_folders(root: Path) -> list[Path]:
 
 
 def _refuse_cut_list(root: Path, testing: list[Path]) -> None:
-    """A last name that was cut short would let its video pass for training. Other videos may be absent, of a part of LaSOT."""
-    place, last = root / "testing_set.txt", testing[-1]
+    """A last name that was cut short would let its video pass for training. Others may be absent, as in a part of LaSOT."""
+    place, last = root / LIST_NAME, testing[-1]
     if not read_lines(place).terminated and last.parent.is_dir() and not last.is_dir():
         raise ValueError(
             f"{place} ends with {last.name}, without a line end, and {last.parent} has no such video: was the list cut off? "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -453,6 +454,35 @@ def test_every_dataset_builds_and_its_samples_agree_with_its_tracks(
         x1, y1, x2, y2 = shown[-1].corners
         width, height = sample.images[-1].open().size
         assert sample.target.corners == (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
+
+
+def test_what_a_reader_leaves_out_and_what_it_read_are_in_the_account(trees: dict[str, Source], tmp_path: Path) -> None:
+    """Of eight trapped videos of two objects, 0 and 1 have no siblings and 5 is LaSOT's; each is two episodes."""
+    source = trees["permirs"]
+    report = build_focus([source], tmp_path / "out", FocusConfig(shots=(1, 2)))
+    assert (report.dropped["from_LaSOT"], report.dropped["without_sibling"]) == (2, 4)
+    assert (report.tracks, report.records, report.kept) == (8, 16, 10)
+    assert list(report.source_sha256) == [str(source.root.resolve() / "annotations" / "val" / "all_classes.json")]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("tao", "annotations/train.json"), ("lasot", "testing_set.txt"), ("got10k", "train/list.txt")]
+)
+def test_files_of_all_tracks_are_hashed(trees: dict[str, Source], tmp_path: Path, name: str, file: str) -> None:
+    path = trees[name].root.resolve() / file
+    report = build_focus([trees[name]], tmp_path / "out", FocusConfig(shots=(1,)))
+    assert report.source_sha256 == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def test_one_damaged_video_of_tao_drops_that_video(tmp_path: Path) -> None:
+    write_tao(tmp_path / "tao", 3, 0, "train", "train", SMALL)
+    file = tmp_path / "tao" / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["image_id"] = 10**9
+    file.write_text(json.dumps(content))
+    report = build_focus([Source("tao", "train", tmp_path / "tao")], tmp_path / "out", FocusConfig())
+    assert report.dropped == {"damaged": 1} and report.kept == 2
+    assert "annotation number 0: there is no image 1000000000" in report.damage[0]
 
 
 def test_a_joint_set_is_the_same_with_any_number_of_workers(trees: dict[str, Source], tmp_path: Path) -> None:

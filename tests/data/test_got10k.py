@@ -89,7 +89,10 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (_write("groundtruth.txt", "1,1,10,20\n5,7,0x1f,40\n1,1,3,4\n"), r"groundtruth.txt:2: .* got '0x1f'"),
     (_write("groundtruth.txt", "1,1,10,20\n   \n1,1,3,4\n"), r"groundtruth.txt:2: a blank line in place of a box"),
     (_write("groundtruth.txt", "1,1,10,20\n5,7,30\n1,1,3,4\n"), r"groundtruth.txt:2: .* got 3 values"),
-    (_write("groundtruth.txt", "1.00,1.00,10.00,20.00\n-1,-1,-1,-1\n1.00,1.00,3.00,4.0"), r"groundtruth.txt:3: cut off inside"),
+    (
+        _write("groundtruth.txt", "1.00,1.00,10.00,20.00\n-1,-1,-1,-1\n1.00,1.00,3.00,4.0"),
+        r"groundtruth.txt:3: cut off inside",
+    ),
     (_write("groundtruth.txt", b"\xff\xfe1\x00"), r"groundtruth.txt: not UTF-8 text at byte 0"),
     (_write("absence.label", "0\n0\n"), r"absence.label:2: 2 lines for 3 frames"),
     (_write("absence.label", "0\n0\n0\n0\n"), r"absence.label:4: 4 lines for 3 frames"),
