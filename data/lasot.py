@@ -15,9 +15,9 @@ What the 3.5 million lines of the official annotations hold, and what becomes of
     boxes without area ("0,0,0,0")      26,267, five of them of negative size ("1,1,-1,-1"); all but seven are flagged.
                                         Corners are given as they stand; an unflagged one counts as unannotated
 
-A groundtruth.txt without a line end is refused as cut off where both flag files have one. Where they lack it too, as some
-official ones do, nothing tells "12,34,56,7" from "12,34,56,78" cut by one character; nor can a whole name left out of
-testing_set.txt be noticed, and its video counts as one for training.
+A groundtruth.txt without a line end is refused as cut off where both flag files have one. Where one of them
+lacks it too, nothing tells a whole "12,34,56,7" from "12,34,56,78" cut by one character; nor can a name be noticed that is
+missing from testing_set.txt, or cut short before the list's end: its video counts as one for training.
 
 The first pixel is (1, 1) by word of the data set's author (LaSOT_Evaluation_Toolkit, issue 14).
 """
