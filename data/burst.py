@@ -9,7 +9,8 @@ too. Splits are train, val and test.
 The target is the track with the most masks among those whose category another track of the video shares; of several, the
 one with the smallest id (ids are numbers written as text: "9" is before "10"). All other tracks are distractors, siblings
 first. Videos without siblings are no entries, nor are those from AVA, HACS and LaSOT, as in the script that made PerMIRS
-(github.com/dvirsamuel/PDM, PerMIRS/dataset.py): LaSOT's are training videos elsewhere.
+(github.com/dvirsamuel/PDM, PerMIRS/dataset.py): LaSOT's are training videos elsewhere. Both are counted as dropped
+(`from_AVA`, …, `without_sibling`); of what AVA, HACS and LaSOT hold, nothing but the name is looked at.
 
 Boxes are those around the masks, half-open. Where a track has no mask, or one without pixels, it is absent.
 """
@@ -25,11 +26,11 @@ from typing import Any
 
 from data.json_records import array, by_id, integer, is_file, mapping, read_json, text
 from data.rle import mask_corners
-from data.track import Corners, Track, TrackError, TrackFrame, TrackList
+from data.track import Corners, DamagedEntry, Track, TrackError, TrackFrame, TrackList
 
 logger = logging.getLogger(__name__)
 
-LEFT_OUT = frozenset({"AVA", "HACS", "LaSOT"})
+LEFT_OUT = ("AVA", "HACS", "LaSOT")
 SPLITS = ("train", "val", "test")
 
 
@@ -40,7 +41,6 @@ class _Sequence:
     where: str
     folder: Path
     video: str
-    dataset: str
     size: tuple[int, int]
     images: tuple[str, ...]
     masks: tuple[dict[int, str], ...]
@@ -61,8 +61,8 @@ class _Sequence:
 def read_permirs(root: Path, split: str) -> TrackList:
     """One track for every video with siblings, in the order of the file, which is parsed here, once.
 
-    Raises TrackError when the file is missing, broken, or contradicts itself, and when it has no such video. A mask that
-    is none, or of another size, and an image file that does not exist come out when their video is read.
+    Raises TrackError when the file is missing or broken, repeats a video, and when it has no video with siblings. What is
+    wrong with one video's record, its masks and its image files comes out when that video is read.
     """
     if split not in SPLITS:
         raise TrackError(f"BURST has no split {split!r}; choose from {', '.join(SPLITS)}")
@@ -74,21 +74,36 @@ def read_permirs(root: Path, split: str) -> TrackList:
         number: text(record, "name", f"{file}: category {number}")
         for number, record in by_id(array(content, "categories", str(file)), "category", file).items()
     }
-    sequences = [
-        _sequence(record, f"{file}: sequence number {place}", frames, names)
-        for place, record in enumerate(array(content, "sequences", str(file)))
+    records = array(content, "sequences", str(file))
+    foreign = Counter(record["dataset"] for record in records if _is_left_out(record))
+    eligible = [
+        _sequence_or_damage(record, f"{file}: sequence number {place}", frames, names)
+        for place, record in enumerate(records)
+        if not _is_left_out(record)
     ]
-    _refuse_repeated(sequences, file)
-    eligible = [sequence for sequence in sequences if sequence.dataset not in LEFT_OUT]
-    entries = [sequence for sequence in eligible if sequence.target() is not None]
+    _refuse_repeated([sequence for sequence in eligible if isinstance(sequence, _Sequence)], file)
+    entries = [sequence for sequence in eligible if isinstance(sequence, DamagedEntry) or sequence.target() is not None]
+    lone = len(eligible) - len(entries)
     account = (
-        f"{file}: {len(sequences)} sequences, {len(sequences) - len(eligible)} of them from {', '.join(sorted(LEFT_OUT))}, "
-        f"{len(eligible) - len(entries)} others without two tracks of a class"
+        f"{file}: {len(records)} sequences, {foreign.total()} of them from {', '.join(LEFT_OUT)}, "
+        f"{lone} others without two tracks of a class"
     )
     if not entries:
         raise TrackError(f"{account}: none is left for PerMIRS")
     logger.info("%s; %d tracks", account, len(entries))
-    return TrackList(entries, _read_sequence)
+    left_out = {f"from_{dataset}": count for dataset, count in sorted(foreign.items())}
+    return TrackList(entries, _read_sequence, (file,), left_out | ({"without_sibling": lone} if lone else {}))
+
+
+def _is_left_out(record: Any) -> bool:
+    return isinstance(record, dict) and record.get("dataset") in LEFT_OUT
+
+
+def _sequence_or_damage(record: Any, where: str, frames: Path, names: Mapping[int, str]) -> _Sequence | DamagedEntry:
+    try:
+        return _sequence(record, where, frames, names)
+    except TrackError as error:
+        return DamagedEntry(str(error))
 
 
 def _places(root: Path, split: str) -> tuple[Path, Path]:
@@ -123,7 +138,6 @@ def _sequence(record: Any, where: str, frames: Path, names: Mapping[int, str]) -
         where=where,
         folder=frames / dataset / name,
         video=f"{frames.name}/{dataset}/{name}",
-        dataset=dataset,
         size=(integer(record, "width", where, least=1), integer(record, "height", where, least=1)),
         images=tuple(images),
         masks=tuple(_masks(masks, f"{where}: frame {f}", categories) for f, masks in enumerate(segmentations)),
@@ -159,7 +173,9 @@ def _refuse_repeated(sequences: list[_Sequence], file: Path) -> None:
         raise TrackError(f"{file}: the sequence {repeated[0]} comes twice")
 
 
-def _read_sequence(sequence: _Sequence) -> Track:
+def _read_sequence(sequence: _Sequence | DamagedEntry) -> Track:
+    if isinstance(sequence, DamagedEntry):
+        raise TrackError(sequence.message)
     target, counts = sequence.target(), sequence.counts()
     assert target is not None, "sequences without a target are no entries"
     category = sequence.categories[target]

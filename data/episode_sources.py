@@ -5,8 +5,8 @@ Most sources are datasets of tracks (data.readers); `iploc` is a list of episode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ LISTS = ("iploc",)
 
 @dataclass(frozen=True, slots=True)
 class OpenedSource:
-    """`image_root` is the folder that its images lie in; `files` are read whole when it is opened."""
+    """`image_root` is the folder that its images lie in; `files` are read whole when it is opened.
+
+    `left_out` counts, by reason, what its reader leaves out.
+    """
 
     entries: Sequence[Any]
     episodes: EpisodeSource
     image_root: Path
     files: tuple[Path, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def open_source(source: Source, config: FocusConfig) -> OpenedSource:
@@ -37,7 +41,8 @@ def open_source(source: Source, config: FocusConfig) -> OpenedSource:
     if source.dataset not in READERS:
         raise ValueError(f"no reader of {source.dataset!r}; choose from {', '.join(sorted((*READERS, *LISTS)))}")
     tracks = READERS[source.dataset](source.root, source.split)
-    return OpenedSource(tracks.entries, TrackSource(source.split, config.shots, tracks.read), source.root)
+    episodes = TrackSource(source.split, config.shots, tracks.read)
+    return OpenedSource(tracks.entries, episodes, source.root, tracks.files, tracks.left_out)
 
 
 def _open_list(source: Source) -> OpenedSource:

@@ -23,7 +23,7 @@ from data.episode_sources import AS_LISTED, ListSource, OpenedSource, open_sourc
 from data.focus_config import FocusConfig, Source
 from data.focus_report import FocusReport, SplitContents
 from data.focus_samples import DAMAGED, Damage, EntryPlan, Facts, MadeChunk, MakeSettings, make, survey
-from data.focus_splits import Located, exclusions, output_splits
+from data.focus_splits import Located, exclusions, normal, output_splits, unmatched_categories
 from data.parallel import WorkerPool
 from data.store_writer import DatasetWriter
 from data.track import TrackError
@@ -95,9 +95,13 @@ class _FocusBuild:
         self.damage: list[Damage] = []
         self.unusable: list[str] = []
         self.dropped: Counter[str] = Counter()
+        for source in opened:
+            each = source.episodes.samples_per_entry
+            self.dropped.update({reason: count * each for reason, count in source.left_out.items()})
         self.wanted: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
         self.kept: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
         self.shown: dict[str, list[Facts]] = {"train": [], "validation": []}
+        self.unmatched: list[str] = []
         self.moved = 0
 
     def run(self) -> FocusReport:
@@ -127,7 +131,9 @@ class _FocusBuild:
 
     def _plan(self, located: Sequence[tuple[Any, Located]]) -> list[EntryPlan]:
         """The tracks that stay, each with its split."""
-        reasons = exclusions([track for _, track in located], self.config)
+        tracks = [track for _, track in located]
+        reasons = exclusions(tracks, self.config)
+        self.unmatched = unmatched_categories(self.config.excluded_categories, tracks)
         for (_, track), reason in zip(located, reasons, strict=True):
             if reason is not None:
                 self.dropped[reason] += len(track.facts.kinds)
@@ -178,7 +184,7 @@ class _FocusBuild:
             if wanted
         }
         listed = all(isinstance(episodes, ListSource) for episodes in self.episodes)
-        records = sum(len(source.entries) * source.episodes.samples_per_entry for source in self.opened)
+        records = sum(_tracks(source) * source.episodes.samples_per_entry for source in self.opened)
         return FocusReport(
             builder="focus",
             config=_config_as_json(self.config) | (_LISTED_CONFIG if listed else {}),
@@ -190,18 +196,30 @@ class _FocusBuild:
             splits=splits,
             images=dict(sorted(Counter(each.problem for each in self.damage if each.problem is not None).items())),
             sources=tuple(source.name for source in self.sources),
-            tracks=sum(len(source.entries) for source in self.opened),
+            tracks=sum(map(_tracks, self.opened)),
             moved_frames=self.moved,
             contents={split: _contents(facts) for split, facts in self.shown.items() if facts},
             damaged_tracks=len(self.damage),
             damage=tuple(each.message for each in self.damage[:_MESSAGES_KEPT]),
             unusable=tuple(self.unusable[:_MESSAGES_KEPT]),
+            shared_categories=_shared_categories(list(self.shown.values())),
+            unmatched_exclusions=tuple(self.unmatched),
         )
 
 
 def _contents(shown: Sequence[Facts]) -> SplitContents:
     videos = {(facts.source, facts.video) for facts in shown}
     return SplitContents(len(videos), tuple(sorted({facts.category for facts in shown})))
+
+
+def _tracks(source: OpenedSource) -> int:
+    """All that it lists, with what its reader leaves out."""
+    return len(source.entries) + sum(source.left_out.values())
+
+
+def _shared_categories(splits: Sequence[Sequence[Facts]]) -> tuple[str, ...]:
+    """Categories that every split shows."""
+    return tuple(sorted(set.intersection(*({normal(facts.category) for facts in shown} for shown in splits))))
 
 
 def _chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

@@ -19,7 +19,10 @@ DATASETS = (*READERS, *LISTS)
 # Datasets that have but one.
 DEFAULT_SPLITS = {"perseg": "test", "iploc": "test"}
 RULES_HELP = "iploc: i·(N//K) and N−1; paper: round(i·(N−1)/K) (%(default)s)"
-ABSENT_HELP = "skip: to the nearest visible frame; keep: frames as they are, with the box they carry (%(default)s)"
+ABSENT_HELP = (
+    "skip: to the nearest visible frame; keep: frames as they are, with the box they carry, but an episode with a frame "
+    "that has no usable box is dropped (%(default)s)"
+)
 FRACTION_HELP = "share of every training source's videos that goes to validation (%(default)s)"
 DISJOINT_HELP = "a built dataset that may share no category and no video with this one; repeatable"
 
@@ -86,6 +89,8 @@ def build(args: argparse.Namespace, progress: Progress) -> FocusReport:
         print(f"damaged: {message}", file=sys.stderr)
     if untold := report.damaged_tracks - len(report.damage):
         print(f"damaged: {untold:,} more", file=sys.stderr)
+    for name in report.unmatched_exclusions:
+        print(f"note: no track is of the excluded category {name!r}", file=sys.stderr)
     for message in report.unusable:
         print(f"unusable: {message}", file=sys.stderr)
     return report

@@ -37,7 +37,8 @@ class FocusConfig:
     `image_storage`          images by path, or the bytes of their files inside the dataset
     `output_split`           the split written; None: a source's `train` to train, any other to validation
     `validation_fraction`    share of each training source's videos that goes to validation instead, chosen by `seed`
-    `categories`             only these, None for all; `excluded_categories` never
+    `categories`             only these, None for all; `excluded_categories` never. A wanted name that no track has is an
+                             error, an excluded one is reported
     `disjoint_from`          built datasets that may share no category and no video with this one; `on_overlap` says
                              whether a shared one stops the build or drops its tracks
     `strict`                 the first damaged track stops the build

@@ -20,7 +20,10 @@ class SplitContents:
 
 @dataclass(frozen=True, slots=True)
 class FocusReport(BuildReport):
-    """Records are episodes: tracks × shot counts. `damage` and `unusable` hold the first messages only."""
+    """Records are episodes: tracks × shot counts. `damage` and `unusable` hold the first messages only.
+
+    `shared_categories` are those that both splits show; `unmatched_exclusions` are excluded names that no track has.
+    """
 
     sources: tuple[str, ...]
     tracks: int
@@ -29,6 +32,8 @@ class FocusReport(BuildReport):
     damaged_tracks: int
     damage: tuple[str, ...]
     unusable: tuple[str, ...]
+    shared_categories: tuple[str, ...]
+    unmatched_exclusions: tuple[str, ...]
 
     def table(self) -> Table:
         table = BuildReport.table(self)
@@ -36,6 +41,12 @@ class FocusReport(BuildReport):
         table.add_row("tracks read", f"{self.tracks:,}", ", ".join(self.sources))
         for split, shown in self.contents.items():
             table.add_row(f"videos, {split}", f"{shown.videos:,}", f"{len(shown.categories):,} categories")
+        if len(self.contents) > 1:
+            table.add_row("categories in both splits", f"{len(self.shared_categories):,}", "")
+        if self.unmatched_exclusions:
+            table.add_row(
+                "excluded, of no track", f"{len(self.unmatched_exclusions):,}", ", ".join(self.unmatched_exclusions)
+            )
         table.add_row("frames moved", f"{self.moved_frames:,}", "")
         table.add_row("frame rule", "", str(self.config["frame_rule"]))
         table.add_row("absent targets", "", str(self.config["absence_policy"]))

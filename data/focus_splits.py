@@ -5,6 +5,7 @@ Decided from the facts of all tracks, before any image is opened. Categories are
 
 from __future__ import annotations
 
+import difflib
 import json
 import zlib
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ from data.focus_samples import Facts
 
 # The names that an error lists.
 _NAMED = 10
+# Datasets made of another's videos, under its names for them: BURST annotates TAO's.
+_VIDEOS_OF = {"permirs": "tao"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a built dataset shows: the categories of its targets, and its videos as (dataset, video)."""
+    """What a built dataset shows: the categories of its targets, and its videos by `video_key`."""
 
     directory: Path
     categories: frozenset[str]
@@ -40,6 +43,11 @@ class Contents:
 
 def normal(category: str) -> str:
     return " ".join(category.casefold().replace("_", " ").split())
+
+
+def video_key(source: str, video: str) -> tuple[str, str]:
+    """What two tracks of the same frames share, also where they come from different datasets."""
+    return _VIDEOS_OF.get(source, source), video
 
 
 def read_contents(directory: Path) -> Contents:
@@ -56,15 +64,17 @@ def read_contents(directory: Path) -> Contents:
                 raise ValueError(f"sample {row['id']} of {directory} names no category: its categories cannot be compared")
             categories.add(normal(metadata["category"]))
             if "video" in metadata:
-                videos.add((row["source"], metadata["video"]))
+                videos.add(video_key(row["source"], metadata["video"]))
     return Contents(directory, frozenset(categories), frozenset(videos))
 
 
 def exclusions(tracks: Sequence[Located], config: FocusConfig) -> list[str | None]:
     """Why each track stays out, None for those that stay in.
 
-    Raises ValueError, naming what is shared, when an overlap with `disjoint_from` is to fail.
+    Raises ValueError for a wanted category that no track has, and, naming what is shared, when an overlap with
+    `disjoint_from` is to fail.
     """
+    _refuse_unknown(config.categories or (), tracks)
     wanted = None if config.categories is None else {normal(name) for name in config.categories}
     unwanted = {normal(name) for name in config.excluded_categories}
     reasons: list[str | None] = []
@@ -78,6 +88,21 @@ def exclusions(tracks: Sequence[Located], config: FocusConfig) -> list[str | Non
             _refuse_overlap([track for track, reason in zip(tracks, reasons, strict=True) if reason is None], contents)
         reasons = [reason or _overlap(track, contents) for track, reason in zip(tracks, reasons, strict=True)]
     return reasons
+
+
+def unmatched_categories(names: Iterable[str], tracks: Iterable[Located]) -> list[str]:
+    """Those of the names that no track has."""
+    there = {normal(track.facts.category) for track in tracks}
+    return sorted(name for name in names if normal(name) not in there)
+
+
+def _refuse_unknown(names: Iterable[str], tracks: Sequence[Located]) -> None:
+    unmatched = unmatched_categories(names, tracks)
+    if unmatched:
+        there = {normal(track.facts.category): track.facts.category for track in tracks}
+        near = difflib.get_close_matches(normal(unmatched[0]), there, n=3)
+        hint = f"; nearest are {', '.join(there[name] for name in near)}" if near else ""
+        raise ValueError(f"no track that can be read is of the wanted categories {_some(unmatched)}{hint}")
 
 
 def output_splits(tracks: Sequence[Located], sources: Sequence[Source], config: FocusConfig) -> list[OutputSplit]:
@@ -124,13 +149,13 @@ def _validation_videos(
 def _overlap(track: Located, contents: Contents) -> str | None:
     if normal(track.facts.category) in contents.categories:
         return "category_overlap"
-    return "video_overlap" if (track.facts.source, track.facts.video) in contents.videos else None
+    return "video_overlap" if video_key(track.facts.source, track.facts.video) in contents.videos else None
 
 
 def _refuse_overlap(tracks: Iterable[Located], contents: Contents) -> None:
     facts = [track.facts for track in tracks]
     categories = {each.category for each in facts if normal(each.category) in contents.categories}
-    videos = {each.video for each in facts if (each.source, each.video) in contents.videos}
+    videos = {each.video for each in facts if video_key(each.source, each.video) in contents.videos}
     if categories or videos:
         shared = [f"{len(names)} {what} ({_some(names)})" for what, names in _named(categories, videos) if names]
         raise ValueError(
@@ -161,7 +186,7 @@ def _refuse_repeated(tracks: Sequence[Located], sources: Sequence[Source]) -> No
 def _refuse_shared_videos(tracks: Sequence[Located], splits: Sequence[OutputSplit]) -> None:
     seen: dict[tuple[str, str], OutputSplit] = {}
     for track, split in zip(tracks, splits, strict=True):
-        key = (track.facts.source, track.facts.video)
+        key = video_key(track.facts.source, track.facts.video)
         if seen.setdefault(key, split) != split:
             raise ValueError(
                 f"video {track.facts.video} of {track.facts.source} would serve both splits, train and validation"

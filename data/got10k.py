@@ -3,7 +3,7 @@
     <root>/{train,val}/list.txt                          names of the videos, one a line
     <root>/train/GOT-10k_Train_000001/00000001.jpg …
                                      /groundtruth.txt    x,y,width,height a line: decimals, the first pixel is (1, 1)
-                                     /meta_info.ini      "object_class: dinghy" and more, after a line [METAINFO]
+                                     /meta_info.ini      "object_class: dinghy" (or with "="); all else in it is optional
                                      /absence.label      0 or 1 a line: 1 where the target is absent
                                      /cover.label        0 to 8 a line: how much of it is visible, 8 all, 0 nothing
                                      /cut_by_image.label 0 or 1 a line; not used here
@@ -20,6 +20,7 @@ The first pixel is (1, 1) by word of the data set's author (got-10k/toolkit, iss
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from data.track import Absence, Corners, Track, TrackFrame, TrackList
@@ -38,6 +39,9 @@ LAYOUT = "<root>/{train,val}/list.txt and <root>/train/GOT-10k_Train_000001/{000
 SPLITS = ("train", "val")
 
 _HIGHEST_COVER = 8
+_SEPARATOR = re.compile("[:=]")
+# What official files say first.
+_BEFORE_OBJECT_CLASS = {"url", "begin", "end", "anno_fps"}
 _METADATA = ("motion_class", "major_class", "root_class", "motion_adverb", "resolution")
 
 
@@ -47,8 +51,9 @@ def read_got10k(root: Path, split: str) -> TrackList:
         raise ValueError("GOT-10k's test split gives the first frame's box alone; evaluate on val (180 videos)")
     if split not in SPLITS:
         raise ValueError(f"GOT-10k has no split {split!r}; choose from {', '.join(SPLITS)}")
-    names = read_names(root / split / "list.txt", LAYOUT)
-    return TrackList([root / split / name for name in names], read_video)
+    listed = root / split / "list.txt"
+    names = read_names(listed, LAYOUT)
+    return TrackList([root / split / name for name in names], read_video, (listed,))
 
 
 def read_video(folder: Path) -> Track:
@@ -78,20 +83,21 @@ def _absence(corners: Corners, gone: bool, cover: int) -> Absence | None:
 
 
 def _read_description(path: Path) -> dict[str, str]:
-    """The `key: value` lines of meta_info.ini; an object_class is among them."""
+    """The values of meta_info.ini that are not empty, from lines `key: value` or `key = value`; object_class is among them.
+
+    Other lines say nothing. Official files go on after object_class: one that ends in it, without a line end, was cut.
+    """
     lines = read_lines(path)
     described: dict[str, str] = {}
+    last_key = ""
     for line, text in enumerate(lines.texts, 1):
-        if line == 1 and text.strip() == "[METAINFO]":
-            continue
-        key, colon, value = (part.strip() for part in text.partition(":"))
-        if not key or not colon or not value:
-            raise lines.fault(line, f"expected 'key: value', got {text[:80]!r}")
-        if key in described:
-            raise lines.fault(line, f"a second {key}")
-        described[key] = value
+        last_key, value = (*(part.strip() for part in _SEPARATOR.split(text, maxsplit=1)), "")[:2]
+        if last_key == "object_class" in described:
+            raise lines.fault(line, "a second object_class")
+        if value:
+            described[last_key] = value
     if "object_class" not in described:
-        raise lines.fault(len(lines.texts), "the file ends without an object_class")
-    if not lines.terminated and lines.texts[-1].strip().startswith("object_class"):
-        raise lines.fault(len(lines.texts), "the file ends inside its object_class: cut off?")
+        raise lines.fault(len(lines.texts), "the file ends without an object_class: add the line 'object_class: <category>'")
+    if not lines.terminated and last_key == "object_class" and described.keys() >= _BEFORE_OBJECT_CLASS:
+        raise lines.fault(len(lines.texts), "the file ends inside its object_class: cut off? Add a line end if it is whole")
     return described

@@ -10,8 +10,10 @@ all published lists: PerSeg's exceed 1000, and IPLoc's own evaluation divides by
 stand; LaSOT's keep the first pixel at (1, 1), as LaSOT's files do, since that is what the published figures were scored on.
 
 Not every published record can be asked as a question: 6 of 144 LaSOT queries and some supports have no box ("[0, 0, 0, 0]"),
-20 of 976 PDM records have no support. A support without a box is left out (metadata["dropped_supports"]); what else is
-wanting makes an `UnusableRecord`, which a mean over the whole list, as published, counts as 0.
+20 of 976 PDM records have no support. A support without a box, or with one that is mostly outside of its image, is left out
+(metadata["dropped_supports"]); the sample still belongs to its list's shots (metadata["shots"]), and a mean over the list
+counts it there. What else is wanting makes an `UnusableRecord`, which a mean over the whole list, as published, counts as 0:
+such records are counted by build.json, and the notes of an evaluation say how many could be asked.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.box import Box
-from data.episodes import clip_corners
+from data.episodes import clip_corners, has_area
 from data.image_file import ImageFileError, image_size
 from data.json_records import array, four_numbers, is_file, read_json, text
 from data.prompts import focus_prompt
@@ -129,14 +131,11 @@ def _corners(box: Any, where: str) -> Corners:
 def make_sample(record: IplocRecord) -> Sample | UnusableRecord:
     """The question of a record, or why there is none. Opens the images' headers; raises TrackError when one is damaged."""
     encoded = tuple(_encoded(image, record.where) for image in record.images)
-    boxes = [clip_corners(corners, image.frame) for corners, image in zip(record.boxes, encoded, strict=True)]
-    for corners, box, image in zip(record.boxes, boxes, record.images, strict=True):
-        if _inside(corners, box) < _LEAST_INSIDE:
-            return UnusableRecord(record.index, f"the box {list(corners)} lies outside of its image {image}")
+    boxes = [_usable(corners, image) for corners, image in zip(record.boxes, encoded, strict=True)]
     supports = [(image, box) for image, box in zip(encoded[:-1], boxes[:-1], strict=True) if box is not None]
     target = boxes[-1]
     if target is None:
-        return UnusableRecord(record.index, f"the query has no box: {list(record.boxes[-1])}")
+        return UnusableRecord(record.index, _no_target(record))
     if not supports:
         return UnusableRecord(record.index, "no support has a box" if len(encoded) > 1 else "there is no support")
     return Sample(
@@ -152,7 +151,7 @@ def make_sample(record: IplocRecord) -> Sample | UnusableRecord:
             "record": record.index,
             "category": record.element,
             "video": record.video,
-            "shots": len(supports),
+            "shots": len(record.images) - 1,
             "dropped_supports": [place for place, box in enumerate(boxes[:-1]) if box is None],
         },
     )
@@ -166,9 +165,15 @@ def _encoded(image: Path, where: str) -> EncodedImage:
     return EncodedImage(width, height, path=str(image))
 
 
-def _inside(corners: Corners, clipped: Box | None) -> float:
-    """The share of a box that is inside its image; of a box without area, all."""
+def _usable(corners: Corners, image: EncodedImage) -> Box | None:
+    """The box inside its image; None where it has no area, and where most of it is outside."""
     x1, y1, x2, y2 = corners
-    if x2 == x1 or y2 == y1:
-        return 1.0
-    return 0.0 if clipped is None else clipped.area / ((x2 - x1) * (y2 - y1))
+    clipped = clip_corners(corners, image.frame)
+    return clipped if clipped is not None and clipped.area >= _LEAST_INSIDE * (x2 - x1) * (y2 - y1) else None
+
+
+def _no_target(record: IplocRecord) -> str:
+    corners = record.boxes[-1]
+    if has_area(corners):
+        return f"the query's box {list(corners)} lies outside of its image {record.images[-1]}"
+    return f"the query has no box: {list(corners)}"

@@ -16,13 +16,14 @@ remains, as in the TAO toolkit (`Tao._construct_merge_map`).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.json_records import array, by_id, four_numbers, integer, is_file, read_json, text
-from data.track import Absence, Corners, Track, TrackError, TrackFrame, TrackList
+from data.track import Absence, Corners, DamagedEntry, Track, TrackError, TrackFrame, TrackList
 from data.track_files import has_area
 
 
@@ -55,8 +56,8 @@ class _Video:
 def read_tao(root: Path, split: str) -> TrackList:
     """One track for every video that has annotations, by video id. The annotation file is parsed here, once.
 
-    Raises TrackError when it is missing, broken, or contradicts itself. A box that is none, a video whose frames have no
-    order, and an image file that does not exist come out when that video is read.
+    Raises TrackError when it is missing or broken, or contradicts itself where no single video is concerned. What is wrong
+    with the records of one video, its boxes and its image files comes out when that video is read.
     """
     file = root / "annotations" / f"{split}.json"
     if not file.is_file():
@@ -70,7 +71,7 @@ def read_tao(root: Path, split: str) -> TrackList:
     videos.add_images(content)
     videos.add_tracks(content)
     videos.add_annotations(content)
-    return TrackList(videos.annotated(), _read_video)
+    return TrackList(videos.annotated(), _read_video, (file,))
 
 
 def _category_names(content: Any, file: Path) -> dict[int, str]:
@@ -80,7 +81,7 @@ def _category_names(content: Any, file: Path) -> dict[int, str]:
     merged: dict[int, str] = {}
     for number, record in records.items():
         where = f"{file}: category {number}"
-        for synonym in array(record, "merged", where) if "merged" in record else []:
+        for synonym in array(record, "merged", where) if record.get("merged") is not None else []:
             gone = integer(synonym, "id", f"{where}: merged category")
             if gone in merged:
                 raise TrackError(f"{where}: category {gone} was merged into another already")
@@ -100,47 +101,69 @@ class _Videos:
         self.boxes: dict[int, list[tuple[int, int, Any]]] = defaultdict(list)
         self.video_of_image: dict[int, int] = {}
         self.video_of_track: dict[int, int] = {}
+        self.seen: set[tuple[int, int]] = set()
+        self.annotation_ids: set[int] = set()
+        self.faults: dict[int, str] = {}
 
     def add_images(self, content: Any) -> None:
         for number, record in by_id(array(content, "images", str(self.file)), "image", self.file).items():
             where = f"{self.file}: image {number}"
             video = self.video_of_image[number] = integer(record, "video_id", where)
-            size = (integer(record, "width", where, least=1), integer(record, "height", where, least=1))
-            image = _Image(number, text(record, "file_name", where), integer(record, "frame_index", where), size)
-            self.images[video].append(image)
+            with self._fault_of(video):
+                size = (integer(record, "width", where, least=1), integer(record, "height", where, least=1))
+                image = _Image(number, text(record, "file_name", where), integer(record, "frame_index", where), size)
+                self.images[video].append(image)
 
     def add_tracks(self, content: Any) -> None:
         for number, record in by_id(array(content, "tracks", str(self.file)), "track", self.file).items():
             where = f"{self.file}: track {number}"
             video = self.video_of_track[number] = integer(record, "video_id", where)
-            self.categories[video][number] = self._category(record, where)
+            with self._fault_of(video):
+                self.categories[video][number] = self._category(record, where)
 
     def add_annotations(self, content: Any) -> None:
-        seen: set[tuple[int, int]] = set()
-        ids: set[int] = set()
         for place, record in enumerate(array(content, "annotations", str(self.file))):
             where = f"{self.file}: annotation number {place}"
-            track, image = integer(record, "track_id", where), integer(record, "image_id", where)
-            video = self._video(track, image, where)
-            if (track, image) in seen:
-                raise TrackError(f"{where}: track {track} has a box in image {image} already")
-            if "category_id" in record and self._category(record, where) != self.categories[video][track]:
-                raise TrackError(f"{where}: its category is not that of its track {track}")
-            if "bbox" not in record:
-                raise TrackError(f"{where} lacks the key 'bbox'")
-            if "id" in record:
-                number = integer(record, "id", where)
-                if number in ids:
-                    raise TrackError(f"{where}: another annotation has the id {number}")
-                ids.add(number)
-            seen.add((track, image))
-            self.boxes[video].append((track, image, record["bbox"]))
+            video = self._video(record, where)
+            with self._fault_of(video):
+                self._add_annotation(video, record, where)
 
-    def annotated(self) -> tuple[_Video, ...]:
-        return tuple(
-            _Video(self.file, self.frames, video, tuple(self.images[video]), self.categories[video], tuple(boxes))
-            for video, boxes in sorted(self.boxes.items())
-        )
+    def _add_annotation(self, video: int, record: Any, where: str) -> None:
+        track, image = integer(record, "track_id", where), integer(record, "image_id", where)
+        if track not in self.video_of_track:
+            raise TrackError(f"{where}: there is no track {track}")
+        if image not in self.video_of_image:
+            raise TrackError(f"{where}: there is no image {image}")
+        if (track, image) in self.seen:
+            raise TrackError(f"{where}: track {track} has a box in image {image} already")
+        if "category_id" in record and self._category(record, where) != self.categories[video].get(track):
+            raise TrackError(f"{where}: its category is not that of its track {track}")
+        if "bbox" not in record:
+            raise TrackError(f"{where} lacks the key 'bbox'")
+        if "id" in record:
+            number = integer(record, "id", where)
+            if number in self.annotation_ids:
+                raise TrackError(f"{where}: another annotation has the id {number}")
+            self.annotation_ids.add(number)
+        self.seen.add((track, image))
+        self.boxes[video].append((track, image, record["bbox"]))
+
+    def annotated(self) -> tuple[_Video | DamagedEntry, ...]:
+        return tuple(map(self._entry, sorted(self.boxes.keys() | self.faults.keys())))
+
+    def _entry(self, video: int) -> _Video | DamagedEntry:
+        if video in self.faults:
+            return DamagedEntry(self.faults[video])
+        images, boxes = tuple(self.images[video]), tuple(self.boxes[video])
+        return _Video(self.file, self.frames, video, images, self.categories[video], boxes)
+
+    @contextmanager
+    def _fault_of(self, video: int) -> Iterator[None]:
+        """The first fault in the records of a video is the video's, not the file's."""
+        try:
+            yield
+        except TrackError as error:
+            self.faults.setdefault(video, str(error))
 
     def _category(self, record: Any, where: str) -> str:
         number = integer(record, "category_id", where)
@@ -148,18 +171,24 @@ class _Videos:
             raise TrackError(f"{where}: there is no category {number}")
         return self.category_names[number]
 
-    def _video(self, track: int, image: int, where: str) -> int:
-        if track not in self.video_of_track:
-            raise TrackError(f"{where}: there is no track {track}")
-        if image not in self.video_of_image:
-            raise TrackError(f"{where}: there is no image {image}")
-        video = self.video_of_track[track]
-        if self.video_of_image[image] != video:
-            raise TrackError(f"{where}: track {track} is of video {video}, image {image} of {self.video_of_image[image]}")
-        return video
+    def _video(self, record: Any, where: str) -> int:
+        """The video of an annotation, by its track or by its image. Raises TrackError where they do not say one video."""
+        known = []
+        for key, videos in (("track_id", self.video_of_track), ("image_id", self.video_of_image)):
+            if isinstance(record, dict) and type(record.get(key)) is int and record[key] in videos:
+                known.append(videos[record[key]])
+        if not known:
+            track, image = integer(record, "track_id", where), integer(record, "image_id", where)
+            raise TrackError(f"{where}: there is no track {track}, and no image {image}")
+        if known[0] != known[-1]:
+            what = f"track {record['track_id']} is of video {known[0]}, image {record['image_id']} of {known[-1]}"
+            raise TrackError(f"{where}: {what}")
+        return known[0]
 
 
-def _read_video(video: _Video) -> Track:
+def _read_video(video: _Video | DamagedEntry) -> Track:
+    if isinstance(video, DamagedEntry):
+        raise TrackError(video.message)
     images = _in_order(video)
     corners: dict[int, dict[int, Corners]] = defaultdict(dict)
     for track, image, bbox in video.boxes:

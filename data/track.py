@@ -61,10 +61,22 @@ class Track:
 # `Entry` values are picklable; reading one raises TrackError when its files are damaged.
 @dataclass(frozen=True, slots=True)
 class TrackList:
-    """The tracks of a split, unread: `read(entries[i])` reads one. `read` is a module-level function, so that it pickles."""
+    """The tracks of a split, unread: `read(entries[i])` reads one. `read` is a module-level function, so that it pickles.
+
+    `files` were read whole for the list. `left_out` counts what the dataset has and its rule leaves out, by reason.
+    """
 
     entries: Sequence[Any]
     read: Callable[[Any], Track]
+    files: tuple[Path, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedEntry:
+    """An entry of which the annotation file that all entries share says something wrong: reading it raises `message`."""
+
+    message: str
 
 
 Reader = Callable[[Path, str], TrackList]

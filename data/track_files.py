@@ -158,7 +158,18 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def refuse_cut_decimals(lines: Lines) -> None:
-    """Refuse a last line that was cut inside its last number: without a line end, and with fewer decimals than the rest."""
-    decimals = [len(value.strip().partition(".")[2]) for value in lines.texts[-1].split(",")]
-    if not lines.terminated and decimals[-1] < min(decimals[:-1]):
+    """Refuse a file that was cut inside its last number: without a line end there, and all others share more decimals.
+
+    Where decimals vary anyway, "4.5" may be all of the last number as well as the start of 4.55: nobody can tell. The "-1"
+    of a frame without a target counts as no number.
+    """
+    if lines.terminated:
+        return
+    *others, last = (value.strip() for text in lines.texts for value in text.split(","))
+    decimals = {_decimals(value) for value in others if value != "-1"}
+    if len(decimals) == 1 and others[-1] != "-1" and _decimals(last) < decimals.pop():
         raise lines.fault(len(lines.texts), f"cut off inside its last number: {lines.texts[-1]!r}")
+
+
+def _decimals(number: str) -> int:
+    return len(number.partition(".")[2])

@@ -98,6 +98,12 @@ def notes(results: Results) -> list[str]:
         for row in results.rows
         if row.failures
     ]
+    lines += [
+        f"{row.asked.title}: {listed.kept} of {listed.wanted} records of the list could be asked; a published mean over the "
+        "whole list counts the others as 0."
+        for row in results.rows
+        if (listed := row.asked.listed()) is not None
+    ]
     lines += dict.fromkeys(f"average: {', '.join(average.datasets)}, of equal weight." for average in results.averages)
     if any(paper_results(results.subject.paper, row.dataset, row.shots) for row in results.rows):
         lines.append("“paper: …” rows are the papers' published figures on their own splits, not ours.")

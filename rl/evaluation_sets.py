@@ -4,15 +4,22 @@
 
 A k-shot sample is derived from a K-shot one by keeping supports i·(K // k), i < k: the first, and on at equal intervals,
 which is the rule by which episodes are built. Query, target and distractors stay.
+
+How many shots a sample has is what it says itself (metadata["shots"]): a published list's 4-shot record of which one support
+has no box belongs to the 4-shot set. Without a word it is its support boxes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
+from data.build_report import REPORT_NAME, Filled
+from data.episode_sources import LISTS
+from data.focus_samples import kind_of
 from data.sample import ImagePart, PromptPart, Sample, SupportBoxPart, TextPart
 from data.store import SampleStore
 
@@ -48,11 +55,26 @@ class EvaluationSet(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         sample = self.store[self.rows[index]]
-        return sample if self.shots is None or self.derived_from is None else with_shots(sample, self.shots)
+        if self.shots is None or self.derived_from is None:
+            return sample
+        return with_shots(sample, min(self.shots, support_count(sample)))
 
     @property
     def title(self) -> str:
         return self.dataset if self.shots is None else f"{self.dataset} {self.shots}-shot"
+
+    def listed(self) -> Filled | None:
+        """Of a published list: its records, and those of them that are samples, by the account of the build.
+
+        None for other datasets, and where the folder has no account of them.
+        """
+        report = self.folder / REPORT_NAME
+        source = self.store[self.rows[0]].source
+        if source not in LISTS or not report.is_file():
+            return None
+        kinds = json.loads(report.read_text(encoding="utf-8"))["splits"].get(self.store.split, {})
+        counts = kinds.get(kind_of(source, self.derived_from or self.shots or 0))
+        return None if counts is None else Filled(**counts)
 
 
 @dataclass(frozen=True)
@@ -61,12 +83,18 @@ class _Found:
 
     row: int
     source: str
-    supports: int
+    shots: int
     images: int
 
 
 def support_count(sample: Sample) -> int:
     return sum(isinstance(part, SupportBoxPart) for part in sample.prompt)
+
+
+def shot_count(sample: Sample) -> int:
+    """The shots that the sample says it has, as many as support boxes unless it lacks some; 0 without supports."""
+    supports = support_count(sample)
+    return int(sample.metadata.get("shots", supports)) if supports else 0
 
 
 def with_shots(sample: Sample, shots: int) -> Sample:
@@ -113,7 +141,7 @@ def evaluation_sets(
     sets: list[EvaluationSet] = []
     for name, folder in folders:
         store = SampleStore(folder, split)
-        found = [_Found(row, sample.source, support_count(sample), len(sample.images)) for row, sample in enumerate(store)]
+        found = [_Found(row, sample.source, shot_count(sample), len(sample.images)) for row, sample in enumerate(store)]
         if not found:
             raise ValueError(f"dataset folder {folder} has no sample in split {split!r}")
         for source in [name] if name is not None else dict.fromkeys(item.source for item in found):
@@ -125,17 +153,17 @@ def evaluation_sets(
 def _sets_of(
     name: str, folder: Path, store: SampleStore, found: Sequence[_Found], shots: tuple[int, ...] | None, limit: int | None
 ) -> list[EvaluationSet]:
-    counts = sorted({item.supports for item in found if item.supports})
+    counts = sorted({item.shots for item in found if item.shots})
     if shots and (not counts or max(shots) > counts[-1]):
         has = f"samples of at most {counts[-1]} shots" if counts else "samples without supports; leave shots= out"
         raise ValueError(f"dataset {name} ({folder}) cannot give {max(shots)} shots: it has {has}")
     wanted = [count for count in shots or DEFAULT_SHOTS if counts and count <= counts[-1]]
     plan: list[tuple[int | None, int]] = [(count, count if count in counts else counts[-1]) for count in wanted]
-    if not shots and any(item.supports == 0 for item in found):
+    if not shots and any(item.shots == 0 for item in found):
         plan.append((None, 0))
     sets = []
     for count, taken_from in plan:
-        own = [item for item in found if item.supports == taken_from][:limit]
+        own = [item for item in found if item.shots == taken_from][:limit]
         derived_from = taken_from if count is not None and count != taken_from else None
         images = max(item.images for item in own)
         sets.append(EvaluationSet(name, folder, count, derived_from, images, store, tuple(item.row for item in own)))

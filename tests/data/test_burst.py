@@ -80,6 +80,18 @@ def test_videos_without_siblings_are_no_entries_and_are_counted(
     with caplog.at_level(logging.INFO, logger="data.burst"):
         assert [track.video for track in read_all(folder.root)] == ["val/BDD/v1"]
     assert "4 sequences, 1 of them from AVA, HACS, LaSOT, 2 others without two tracks of a class; 1 tracks" in caplog.text
+    assert read_permirs(folder.root, "val").left_out == {"from_LaSOT": 1, "without_sibling": 2}
+
+
+def test_what_is_left_out_is_not_looked_at(folder: BurstFolder) -> None:
+    folder.add_sequence("v9", {"1": CUP, "2": CUP}, [{"1": A, "2": B}], dataset="AVA").pop("segmentations")
+    assert [track.video for track in read_all(folder.write())] == ["val/BDD/v1"]
+
+
+def test_when_all_is_left_out_the_counts_are_told(folder: BurstFolder) -> None:
+    folder.sequences[0]["dataset"] = "HACS"
+    with pytest.raises(TrackError, match=r"1 sequences, 1 of them from AVA, HACS, LaSOT, 0 others .*: none is left"):
+        read_permirs(folder.write(), "val")
 
 
 def test_a_file_without_any_siblings_is_refused_with_the_count(folder: BurstFolder) -> None:
@@ -121,6 +133,11 @@ def mask(folder: BurstFolder) -> dict[str, Any]:
 
 Damage = Callable[[BurstFolder], object]
 WHEN_LISTED: list[tuple[str, Damage, str]] = [
+    ("video twice", lambda f: f.sequences.append(f.sequences[0]), "the sequence val/BDD/v1 comes twice"),
+    ("category twice", lambda f: f.categories.append(f.categories[0]), "the category id 347 comes twice"),
+    ("no sequences", lambda f: setattr(f, "sequences", None), "'sequences' must be an array, got None"),
+]
+WHEN_READ: list[tuple[str, Damage, str]] = [
     ("a frame too few", lambda f: sequence(f)["segmentations"].pop(), "3 annotated_image_paths, but 2 segmentations"),
     ("an image twice", lambda f: sequence(f).update(annotated_image_paths=["0.jpg"] * 3), "must be different texts"),
     ("unknown track", lambda f: sequence(f)["track_category_ids"].pop("9"), "frame 1: track 9 is not in track_category_ids"),
@@ -136,10 +153,7 @@ WHEN_LISTED: list[tuple[str, Damage, str]] = [
     ("masks are a list", lambda f: sequence(f).update(segmentations=[[], [], []]), "expected an object"),
     ("no height", lambda f: sequence(f).pop("height"), "lacks the key 'height'"),
     ("width of nothing", lambda f: sequence(f).update(width=0), "'width' must be an integer of at least 1"),
-    ("video twice", lambda f: f.sequences.append(f.sequences[0]), "the sequence val/BDD/v1 comes twice"),
-    ("category twice", lambda f: f.categories.append(f.categories[0]), "the category id 347 comes twice"),
-]
-WHEN_READ: list[tuple[str, Damage, str]] = [
+    ("no dataset", lambda f: sequence(f).pop("dataset"), "sequence number 0 lacks the key 'dataset'"),
     ("larger", lambda f: mask(f).update(rle=rle(A, 13, 8)), r"frame 0, track 10: the mask has 104 pixels, .*12×8 = 96"),
     ("smaller", lambda f: mask(f).update(rle=rle(A, 12, 7)), "the mask has 84 pixels"),
     ("other sizes", lambda f: sequence(f).update(width=24), "the mask has 96 pixels, the image 24×8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -338,6 +339,40 @@ def test_categories_can_be_chosen(tmp_path: Path, build: Builds) -> None:
     assert report.contents["train"].categories == ("Guinea_Pig",)
 
 
+def test_a_wanted_category_of_no_track_is_an_error_and_an_excluded_one_is_told(tmp_path: Path, build: Builds) -> None:
+    tracks = [make_track(tmp_path / "made", name, category=name) for name in ("Guinea_Pig", "dog", "car")]
+    with pytest.raises(ValueError, match=r"the wanted categories giunea pig; nearest are Guinea_Pig"):
+        build(tracks, categories=frozenset({"giunea pig", "dog"}))
+    report = build(tracks, excluded_categories=frozenset({"CAR", "unicorn"}))
+    assert report.unmatched_exclusions == ("unicorn",) and report.dropped == {"category_not_wanted": 1}
+    assert json.loads((tmp_path / "out" / "build.json").read_text())["unmatched_exclusions"] == ["unicorn"]
+
+
+def test_categories_in_both_splits_are_counted(tmp_path: Path, build: Builds) -> None:
+    """One of four videos is for validation; of the categories, only that of all four can be in both."""
+    tracks = [make_track(tmp_path / "made", str(n), category="cat" if n else "Cat") for n in range(4)]
+    report = build(tracks, validation_fraction=0.25)
+    assert report.shared_categories == ("cat",)
+    assert build(tracks).shared_categories == ()
+
+
+def test_tao_and_permirs_share_their_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def track(source: str, category: str, video: str = "val/YFCC100M/v_1") -> Track:
+        return replace(make_track(tmp_path / source, category, category=category, video=video), source=source)
+
+    tracks = {"tao": [track("tao", "cat")], "permirs": [track("permirs", "dog"), track("permirs", "cow", "val/BDD/v_2")]}
+    for name, listed in tracks.items():
+        monkeypatch.setitem(READERS, name, lambda root, split, listed=listed: TrackList(listed, read_entry))
+    build_focus([Source("tao", "train", tmp_path)], tmp_path / "tao-set", FocusConfig())
+    disjoint = FocusConfig(disjoint_from=(tmp_path / "tao-set",), on_overlap="drop")
+    report = build_focus([Source("permirs", "val", tmp_path)], tmp_path / "out", disjoint)
+    assert report.dropped == {"video_overlap": 1}
+    with pytest.raises(ValueError, match=r"1 videos \(val/YFCC100M/v_1\)"):
+        build_focus([Source("permirs", "val", tmp_path)], tmp_path / "no", replace(disjoint, on_overlap="fail"))
+    with pytest.raises(ValueError, match="video val/YFCC100M/v_1 of permirs would serve both splits"):
+        build_focus([Source("tao", "train", tmp_path), Source("permirs", "val", tmp_path)], tmp_path / "no", FocusConfig())
+
+
 def test_disjointness_is_checked(tmp_path: Path, build: Builds) -> None:
     root = tmp_path / "made"
     build([make_track(root, "a", category="cat", video="v1"), make_track(root, "b", category="dog")], out="other")
@@ -419,6 +454,35 @@ def test_every_dataset_builds_and_its_samples_agree_with_its_tracks(
         x1, y1, x2, y2 = shown[-1].corners
         width, height = sample.images[-1].open().size
         assert sample.target.corners == (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
+
+
+def test_what_a_reader_leaves_out_and_what_it_read_are_in_the_account(trees: dict[str, Source], tmp_path: Path) -> None:
+    """Of eight trapped videos of two objects, 0 and 1 have no siblings and 5 is LaSOT's; each is two episodes."""
+    source = trees["permirs"]
+    report = build_focus([source], tmp_path / "out", FocusConfig(shots=(1, 2)))
+    assert (report.dropped["from_LaSOT"], report.dropped["without_sibling"]) == (2, 4)
+    assert (report.tracks, report.records, report.kept) == (8, 16, 10)
+    assert list(report.source_sha256) == [str(source.root.resolve() / "annotations" / "val" / "all_classes.json")]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("tao", "annotations/train.json"), ("lasot", "testing_set.txt"), ("got10k", "train/list.txt")]
+)
+def test_files_of_all_tracks_are_hashed(trees: dict[str, Source], tmp_path: Path, name: str, file: str) -> None:
+    path = trees[name].root.resolve() / file
+    report = build_focus([trees[name]], tmp_path / "out", FocusConfig(shots=(1,)))
+    assert report.source_sha256 == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def test_one_damaged_video_of_tao_drops_that_video(tmp_path: Path) -> None:
+    write_tao(tmp_path / "tao", 3, 0, "train", "train", SMALL)
+    file = tmp_path / "tao" / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["image_id"] = 10**9
+    file.write_text(json.dumps(content))
+    report = build_focus([Source("tao", "train", tmp_path / "tao")], tmp_path / "out", FocusConfig())
+    assert report.dropped == {"damaged": 1} and report.kept == 2
+    assert "annotation number 0: there is no image 1000000000" in report.damage[0]
 
 
 def test_a_joint_set_is_the_same_with_any_number_of_workers(trees: dict[str, Source], tmp_path: Path) -> None:

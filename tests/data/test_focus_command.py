@@ -167,6 +167,19 @@ def test_category_files_and_disjointness(tao: Path, tmp_path: Path, capsys: pyte
     assert rest == [set(categories[1:])] * 2
 
 
+def test_both_splits_and_unmatched_exclusions_are_in_the_table(
+    tao: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names").write_text("unicorn\n")
+    both = ["--source", f"tao:train:{tao}", "--source", f"tao:validation:{tao}"]
+    assert run(tmp_path / "out", *both, "--exclude-categories", tmp_path / "names") == 0
+    printed = capsys.readouterr()
+    shown = [{s.metadata["category"] for s in SampleStore(tmp_path / "out", split)} for split in ("train", "validation")]
+    assert table_of(printed.out)["categories in both splits"][0] == str(len(shown[0] & shown[1]))
+    assert table_of(printed.out)["excluded, of no track"] == ["1", "unicorn"]
+    assert "note: no track is of the excluded category 'unicorn'" in printed.err
+
+
 def write_list(root: Path) -> Path:
     """Three records: a sound one of two supports, one whose query has no box, one with an image that is cut."""
     for name in ("1", "2", "3", "bad"):

@@ -92,7 +92,17 @@ def test_a_support_without_a_box_is_left_out(root: Path) -> None:
     assert isinstance(sample, Sample)
     assert [image.path for image in sample.images] == [str(root / PREFIX / name) for name in NAMES[1:]]
     assert sample.prompt == focus_prompt((Box(26, 128, 348, 221, FRAME),))
-    assert (sample.metadata["shots"], sample.metadata["dropped_supports"], sample.target_image) == (1, [0], 1)
+    assert (sample.metadata["dropped_supports"], sample.target_image) == ([0], 1)
+    # It stays one of the list's 2-shot records.
+    assert sample.metadata["shots"] == 2
+
+
+@pytest.mark.parametrize("box", ["[1185, 150, 1542, 260]", "[367, 101, 1408, 117]"])
+def test_a_support_that_lies_outside_of_its_image_is_left_out(root: Path, box: str) -> None:
+    sample = read_one(root, record() | {"bbox": ["[367, 101, 408, 117]", box, "[185, 150, 542, 260]"]})
+    assert isinstance(sample, Sample)
+    assert sample.prompt == focus_prompt((Box(367, 101, 408, 117, FRAME),))
+    assert sample.metadata["dropped_supports"] == [1]
 
 
 def test_a_box_is_clipped_to_its_image(root: Path) -> None:
@@ -107,7 +117,8 @@ def test_a_box_is_clipped_to_its_image(root: Path) -> None:
         (["[367, 101, 408, 117]", "[26, 128, 348, 221]", "[0, 0, 0, 0]"], "the query has no box"),
         (["[1, 1, 1, 1]", "[0, 0, 0, 0]", "[185, 150, 542, 260]"], "no support has a box"),
         (["[367, 101, 408, 117]", "[26, 128, 348, 221]", "[1185, 150, 1542, 260]"], r"1185.* lies outside of its image"),
-        (["[367, 101, 1408, 117]", "[26, 128, 348, 221]", "[185, 150, 542, 260]"], r"1408.* lies outside of its image"),
+        (["[367, 101, 408, 117]", "[26, 128, 348, 221]", "[367, 101, 1408, 117]"], r"1408.* lies outside of its image"),
+        (["[1185, 150, 1542, 260]", "[0, 0, 0, 0]", "[185, 150, 542, 260]"], "no support has a box"),
     ],
 )
 def test_records_that_are_no_question_keep_their_place_in_the_list(root: Path, boxes: list[str], reason: str) -> None:

@@ -74,9 +74,20 @@ def test_training_refuses_a_list_with_a_name_cut_short(tmp_path: Path) -> None:
         (tmp_path / "airplane" / name).mkdir(parents=True)
     (tmp_path / "testing_set.txt").write_text("airplane-12\n")
     assert [folder.name for folder in read_lasot(tmp_path, "train").entries] == ["airplane-1"]
-    (tmp_path / "testing_set.txt").write_text("airplane-2\n")
-    with pytest.raises(ValueError, match=r"lists airplane-2, and .* has no such video"):
-        read_lasot(tmp_path, "train")
+    for name in ("airplane-2", "airplane-12\nairplane-2"):
+        (tmp_path / "testing_set.txt").write_text(name)
+        with pytest.raises(ValueError, match=r"ends with airplane-2, without a line end, and .* has no such video"):
+            read_lasot(tmp_path, "train")
+
+
+@pytest.mark.parametrize("names", ["airplane-2\nairplane-12\n", "airplane-2\nairplane-12", "airplane-2\nboat-1"])
+def test_training_needs_no_test_videos(tmp_path: Path, names: str) -> None:
+    """Those of a part of LaSOT may be absent, and whole classes."""
+    for name in ("airplane-1", "airplane-12"):
+        (tmp_path / "airplane" / name).mkdir(parents=True)
+    (tmp_path / "testing_set.txt").write_text(names)
+    listed = {folder.name for folder in read_lasot(tmp_path, "train").entries}
+    assert listed == {"airplane-1"} | ({"airplane-12"} if "boat" in names else set())
 
 
 def test_a_listed_video_that_is_not_there_is_an_error_of_that_video(tmp_path: Path) -> None:
@@ -181,10 +192,12 @@ def test_damage_is_named_with_its_file_and_line(tmp_path: Path, damage: Callable
 
 
 def test_a_box_cut_inside_its_last_number_is_noticed_by_its_lacking_line_end(tmp_path: Path) -> None:
-    folder = lasot_video(tmp_path, boxes=["1,1,10,20", "5,7,30,40"], outside="0,0\n")
+    folder = lasot_video(tmp_path, boxes=["1,1,10,20", "5,7,30,40"], occluded="0,0\n", outside="0,0\n")
     (folder / "groundtruth.txt").write_text("1,1,10,20\n5,7,30,4")
     with pytest.raises(TrackError, match=r"groundtruth.txt:2: no line end, .* cut off\? Add a line end if it is whole"):
         read_video(folder)
+    (folder / "full_occlusion.txt").write_text("0,0")
+    assert len(read_video(folder).frames) == 2
 
 
 def test_hidden_files_beside_the_images_are_no_images(tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ def test_a_merged_category_is_the_one_that_remains(folder: TaoFolder) -> None:
     assert read_all(folder.write())[0].category == "cup"
 
 
+def test_a_category_may_say_that_nothing_was_merged(folder: TaoFolder) -> None:
+    folder.categories[0]["merged"] = None
+    assert [track.category for track in read_all(folder.write())] == ["cup", "dog"]
+
+
 def test_negative_boxes_are_kept_and_empty_ones_count_as_unannotated(folder: TaoFolder) -> None:
     folder.annotations[0]["bbox"] = [-5, -3, 15, 25]
     folder.annotations[1]["bbox"] = [2, 3, 0, 20]
@@ -100,25 +105,27 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(folder: TaoFolde
 
 Damage = Callable[[TaoFolder], object]
 WHEN_LISTED: list[tuple[str, Damage, str]] = [
-    ("unknown image", lambda f: f.annotations[0].update(image_id=999), "annotation number 0: there is no image 999"),
-    ("unknown track", lambda f: f.annotations[1].update(track_id=99), "annotation number 1: there is no track 99"),
-    ("unknown category", lambda f: f.tracks[0].update(category_id=6), "track 7: there is no category 6"),
     ("image of another video", lambda f: f.annotations[0].update(image_id=200), "track 7 is of video 1, image 200 of 2"),
     ("track in two videos", lambda f: f.tracks.append({**f.tracks[0], "video_id": 2}), "the track id 7 comes twice"),
     ("image twice", lambda f: f.images.append(f.images[0]), "the image id 100 comes twice"),
     ("category twice", lambda f: f.categories.append(f.categories[0]), "the category id 347 comes twice"),
+    ("unknown both", lambda f: f.annotations[0].update(track_id=99, image_id=999), "no track 99, and no image 999"),
+    ("id is a text", lambda f: f.tracks[0].update(id="7"), "track number 0: 'id' must be an integer, got '7'"),
+    ("record is no object", lambda f: f.annotations.insert(0, [1]), "annotation number 0 must be an object"),
+    ("merged twice", lambda f: [c.update(merged=[{"id": 8}]) for c in f.categories], "category 8 was merged .* already"),
+    ("no video", lambda f: f.images[3].pop("video_id"), "image 103 lacks the key 'video_id'"),
+]
+WHEN_READ: list[tuple[str, Damage, str]] = [
+    ("unknown image", lambda f: f.annotations[0].update(image_id=999), "annotation number 0: there is no image 999"),
+    ("unknown track", lambda f: f.annotations[1].update(track_id=99), "annotation number 1: there is no track 99"),
+    ("unknown category", lambda f: f.tracks[0].update(category_id=6), "track 7: there is no category 6"),
     ("annotation id twice", lambda f: f.annotations[1].update(id=1), "another annotation has the id 1"),
     ("two boxes", lambda f: f.annotations.append({**f.annotations[0], "id": 77}), "track 7 has a box in image 100 already"),
     ("category of the box", lambda f: f.annotations[0].update(category_id=5), "not that of its track 7"),
     ("no box", lambda f: f.annotations[2].pop("bbox"), "annotation number 2 lacks the key 'bbox'"),
     ("no width", lambda f: f.images[3].pop("width"), "image 103 lacks the key 'width'"),
     ("no size", lambda f: f.images[3].update(height=0), "image 103: 'height' must be an integer of at least 1, got 0"),
-    ("id is a text", lambda f: f.tracks[0].update(id="7"), "track number 0: 'id' must be an integer, got '7'"),
     ("id is true", lambda f: f.annotations[0].update(track_id=True), "'track_id' must be an integer, got True"),
-    ("record is no object", lambda f: f.annotations.insert(0, [1]), "annotation number 0 must be an object"),
-    ("merged twice", lambda f: [c.update(merged=[{"id": 8}]) for c in f.categories], "category 8 was merged .* already"),
-]
-WHEN_READ: list[tuple[str, Damage, str]] = [
     ("NaN", lambda f: f.annotations[0].update(bbox=[1, 2, float("nan"), 4]), "track 7 in image 100: a box must be finite"),
     ("infinite", lambda f: f.annotations[3].update(bbox=[1, 2, 3, float("inf")]), "track 4 in image 101: .*finite"),
     ("beyond floats", lambda f: f.annotations[0].update(bbox=[1, 2, 3, 10**400]), "must be finite"),

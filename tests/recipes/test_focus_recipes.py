@@ -115,7 +115,7 @@ def test_the_printed_build_commands_parse_and_lead_to_the_recipes(tmp_path: Path
 
     def record(sources: object, out: Path, config: FocusConfig, *rest: object) -> SimpleNamespace:
         seen[str(out)] = config
-        return SimpleNamespace(damage=(), damaged_tracks=0, unusable=())
+        return SimpleNamespace(damage=(), damaged_tracks=0, unusable=(), unmatched_exclusions=())
 
     monkeypatch.setattr(focus_command, "build_focus", record)
     printed = commands(readme, r"data\.build")

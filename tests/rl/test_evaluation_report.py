@@ -58,6 +58,17 @@ def results(store: SampleStore) -> Results:
     return Results(subject, (tao, replace(got, failures=lost)), seconds=1.5)
 
 
+def test_a_list_s_unasked_records_are_told(tmp_path: Path, results: Results) -> None:
+    write_samples(tmp_path / "list", {"validation": [episode(2, name, "iploc") for name in "ab"]})
+    splits = {"validation": {"iploc, 2-shot": {"wanted": 3, "kept": 2}}}
+    (tmp_path / "list" / "build.json").write_text(json.dumps({"splits": splits}))
+    listed = row(SampleStore(tmp_path / "list", "validation"), "LaSOT list", 2, [0.5] * 2)
+    listed = replace(listed, asked=replace(listed.asked, folder=tmp_path / "list"))
+    told = markdown(replace(results, rows=(*results.rows, listed)))
+    assert "LaSOT list 2-shot: 2 of 3 records of the list could be asked" in told
+    assert "records of the list" not in markdown(results)
+
+
 def test_the_table_stands_beside_the_papers(results: Results) -> None:
     lines = markdown(results).splitlines()
     assert lines[2:12] == [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.box import Box
+from data.build_report import Filled
 from data.prompts import FOCUS_PROMPT, focus_prompt, locus_prompt
 from data.sample import Sample, SupportBoxPart, TextPart
 from data.store_writer import write_samples
@@ -74,6 +77,31 @@ def test_a_shot_count_that_the_dataset_has_is_taken_and_another_derived_from_the
 
 def test_without_shots_it_asks_as_many_as_there_are(tmp_path: Path) -> None:
     assert [one.shots for one in asked(tmp_path / "set", episode(2))] == [1, 2]
+
+
+def test_a_listed_record_that_lacks_a_support_stays_with_its_shots(tmp_path: Path) -> None:
+    """A 2-shot list whose second record has one usable support: 1-shot is derived from both."""
+    whole, short = episode(2, "whole"), episode(1, "short")
+    short = replace(short, metadata=short.metadata | {"shots": 2, "dropped_supports": [0]})
+    one, two = asked(tmp_path / "set", whole, short)
+    assert (two.shots, two.derived_from, [supports(sample) for sample in two]) == (2, None, [[0, 1], [0]])
+    assert (one.shots, one.derived_from, [supports(sample) for sample in one]) == (1, 2, [[0], [0]])
+
+
+def test_more_shots_are_derived_from_a_record_as_far_as_it_has_them(tmp_path: Path) -> None:
+    short = episode(1)
+    short = replace(short, metadata=short.metadata | {"shots": 4})
+    (two,) = asked(tmp_path / "set", episode(4), short, shots=(2,))
+    assert [supports(sample) for sample in two] == [[0, 2], [0]]
+
+
+def test_a_list_says_how_many_of_its_records_could_be_asked(tmp_path: Path) -> None:
+    listed = replace(episode(2, source="iploc"), metadata={"shots": 2, "frames": [0, 1, 2]})
+    one, two = asked(tmp_path / "set", listed)
+    assert one.listed() is None
+    splits = {"validation": {"iploc, 2-shot": {"wanted": 144, "kept": 138}, "tao, 2-shot": {"wanted": 9, "kept": 9}}}
+    (tmp_path / "set" / "build.json").write_text(json.dumps({"splits": splits}))
+    assert one.listed() == two.listed() == Filled(wanted=144, kept=138)
 
 
 def test_sources_are_datasets_unless_the_folder_is_given_a_name(tmp_path: Path) -> None:
