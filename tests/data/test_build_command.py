@@ -131,13 +131,13 @@ def test_an_interrupted_build_leaves_no_file_and_no_process(tmp_path: Path, how:
     scene = Image.open(folder.images / "1.png")
     scene.load()
     scene.save(folder.images / "1.jpg", quality=98)
-    for image_id in range(1, 2001):
+    for image_id in range(1, 8001):
         (folder.images / f"{image_id}_.jpg").hardlink_to(folder.images / "1.jpg")
         folder.image_records.append(record | {"id": image_id, "file_name": f"{image_id}_.jpg"})
         folder.add_box(image_id, [10, 10, 150, 150])
     folder.write()
     command = [sys.executable, "-m", "data.build", *arguments(folder, tmp_path / "sets" / "out", "--workers", "2")]
-    process = psutil.Popen([*command, "--train", "2000", "--mix", "small=1"], stderr=subprocess.PIPE, start_new_session=True)
+    process = psutil.Popen([*command, "--train", "8000", "--mix", "small=1"], stderr=subprocess.PIPE, start_new_session=True)
     wait_until_writing(process, tmp_path / "sets")
     children = process.children(recursive=True)
     assert children
