@@ -26,6 +26,7 @@ def blocks(language: str) -> list[str]:
 def test_the_first_own_reward_passes_the_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reward, _ = blocks("python")
     (tmp_path / "my_rewards.py").write_text(reward)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test's, in the same process
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     report = check(RewardConfig(name="my_rewards:center_distance"))
