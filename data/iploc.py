@@ -66,17 +66,11 @@ class IplocRecord:
         return f"{self.list_name}: record {self.index}"
 
 
-def read_iploc(path: Path, images_root: Path) -> list[Sample | UnusableRecord]:
-    """One item a record, in the order of the list. The category (`element`) is in the metadata alone, never in the prompt.
-
-    `images_root` is the folder that the list's paths start from, or one of those that hold the data sets themselves.
-    Raises TrackError, naming the record, for a list that is damaged and for an image that is missing or cannot be read.
-    """
-    return [make_sample(record) for record in iploc_records(path, images_root)]
-
-
 def iploc_records(path: Path, images_root: Path) -> list[IplocRecord]:
-    """The records of a list, their images found. Raises TrackError, naming the record."""
+    """The records of a list, their images found under `images_root`, where the list's paths start or one folder above.
+
+    Raises TrackError, naming the record, for a list that is damaged and for an image that is missing.
+    """
     records = read_json(path)
     if not isinstance(records, list) or not records:
         raise TrackError(f'{path}: expected an array of records {{"element", "image_path", "bbox"}}, as IPLoc\'s lists are')

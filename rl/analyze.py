@@ -24,9 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.versions import VersionError, check_versions
 from rl.analysis.config import AnalysisConfig, parse_options
-from rl.config import ConfigError, LoraConfig, Recipe, load_recipe
+from rl.commands import configured
+from rl.config import LoraConfig, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from data.sample import Sample
@@ -41,16 +41,10 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\n{USAGE}")
         return 0 if argv else 2
-    try:
-        check_versions()
-        options, overrides = parse_options(argv[1:])
-        recipe = load_recipe(argv[0], overrides)
-    except VersionError as error:
-        print(f"versions: {error}", file=sys.stderr)
-        return 1
-    except ConfigError as error:
-        print(f"config: {error}", file=sys.stderr)
-        return 2
+    read = configured(lambda: _read(argv))
+    if isinstance(read, int):
+        return read
+    recipe, options = read
     try:
         analyze(recipe, options)
     except KeyboardInterrupt:
@@ -63,6 +57,11 @@ def main(argv: Sequence[str]) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _read(argv: Sequence[str]) -> tuple[Recipe, AnalysisConfig]:
+    options, overrides = parse_options(argv[1:])
+    return load_recipe(argv[0], overrides), options
 
 
 def analyze(recipe: Recipe, options: AnalysisConfig) -> None:

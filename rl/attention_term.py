@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from rl.meter import Meter
 from rl.policy import Policy
 
 if TYPE_CHECKING:
-    from rl.prompting import PromptEncoder
+    from rl.prompting import EncodedPrompt
 
 
 class AttentionTerm:
@@ -28,13 +29,12 @@ class AttentionTerm:
         install(policy.base)
         self.layers = chosen_layers(config.layers, text_config(policy.base).num_hidden_layers)
 
-    def record(self, micro: DataProto, encoder: PromptEncoder, inputs: ModelInputs) -> BoxRecord:
+    def record(self, micro: DataProto, prompts: Sequence[EncodedPrompt], inputs: ModelInputs) -> BoxRecord:
         """A fresh record for the forward of `inputs`. Raises ValueError for a sample without supports or query image."""
         answers_B = micro.batch["response_mask"].sum((-1, -2)).long().tolist()
         shape = inputs.input_ids.shape
         rows, columns, tokens = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
-        for b, sample in enumerate(micro.non_tensor_batch["sample"]):
-            prompt = encoder.encode(sample)
+        for b, (sample, prompt) in enumerate(zip(micro.non_tensor_batch["sample"], prompts, strict=True)):
             length = len(prompt.input_ids)
             rows[b, :length] = prompt.query_image_mask(sample)
             columns[b, :length] = prompt.box_mask(sample)

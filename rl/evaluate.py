@@ -18,9 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.versions import VersionError, check_versions
 from rl import evaluation_options
-from rl.config import ConfigError, LoraConfig, ModelConfig, Recipe, load_recipe
+from rl.commands import configured
+from rl.config import LoraConfig, ModelConfig, Recipe, load_recipe
 from rl.evaluation_options import BACKENDS, EvaluationOptions, parse_options
 
 if TYPE_CHECKING:
@@ -43,17 +43,16 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\n{USAGE}\n\n{evaluation_options.__doc__}")
         return 0 if argv else 2
-    try:
-        check_versions()
-        options, overrides = parse_options(argv[1:])
-        recipe = load_recipe(argv[0], overrides)
-    except VersionError as error:
-        print(f"versions: {error}", file=sys.stderr)
-        return 1
-    except ConfigError as error:
-        print(f"config: {error}", file=sys.stderr)
-        return 2
+    read = configured(lambda: _read(argv))
+    if isinstance(read, int):
+        return read
+    recipe, options = read
     return run_evaluation(recipe, options)
+
+
+def _read(argv: Sequence[str]) -> tuple[Recipe, EvaluationOptions]:
+    options, overrides = parse_options(argv[1:])
+    return load_recipe(argv[0], overrides), options
 
 
 def run_evaluation(recipe: Recipe, options: EvaluationOptions) -> int:

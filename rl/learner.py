@@ -29,7 +29,7 @@ from rl.policy import hf_name
 from rl.weights import merge_adapter
 
 if TYPE_CHECKING:
-    from rl.prompting import PromptEncoder
+    from rl.prompting import EncodedPrompt, PromptEncoder
 
 
 class Learner:
@@ -57,7 +57,7 @@ class Learner:
         with torch.no_grad():
             for rows in share.micro_batches:
                 micro = share.batch.select_idxs(list(rows))
-                logprobs, _ = self._forward(micro, self._inputs(micro))
+                logprobs, _ = self._forward(micro, self._inputs(micro, self._prompts(micro)))
                 whole[list(rows)] = logprobs.cpu()
         return whole
 
@@ -72,8 +72,9 @@ class Learner:
         reference_logprobs: Tensor | None = None
         for rows in share.micro_batches:
             micro = share.batch.select_idxs(list(rows))
-            inputs = self._inputs(micro)
-            record = self.attention.record(micro, self.encoder, inputs) if self.attention else None
+            prompts = self._prompts(micro)
+            inputs = self._inputs(micro, prompts)
+            record = self.attention.record(micro, prompts, inputs) if self.attention else None
             logprobs, entropy = self._forward(micro, inputs, record)
             if reference is not None:
                 reference_logprobs = reference() if reference_logprobs is None else reference_logprobs
@@ -102,7 +103,8 @@ class Learner:
         shape = micro.batch["responses"].shape
         return self._scatter(logprobs_K, inputs, shape), self._scatter(entropy_K, inputs, shape)
 
-    def _inputs(self, micro: DataProto) -> ModelInputs:
+    def _prompts(self, micro: DataProto) -> list[EncodedPrompt]:
+        """Images are decoded and processed here, once an update."""
         prompts = [self.encoder.encode(sample) for sample in micro.non_tensor_batch["sample"]]
         for prompt, tokens in zip(prompts, micro.batch["prompt_tokens"].tolist(), strict=True):
             if len(prompt.input_ids) != tokens:
@@ -110,6 +112,9 @@ class Learner:
                     f"the sampler saw a prompt of {tokens} tokens, the learner's processor makes {len(prompt.input_ids)}: "
                     "model.min_pixels/max_pixels or the model folders differ between them"
                 )
+        return prompts
+
+    def _inputs(self, micro: DataProto, prompts: list[EncodedPrompt]) -> ModelInputs:
         rope_index = self.engine.policy.rope_index
         inputs = lay_out(prompts, micro.batch["responses"], micro.batch["response_mask"], rope_index, self.config.layout)
         return inputs.to(self.engine.device)

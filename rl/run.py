@@ -64,7 +64,10 @@ def _check_same_start(run_dir: Path, recipe: Recipe) -> None:
     for key, wanted in (("stages", recipe.stages), ("start_from", recipe.start_from), ("model.path", recipe.model.path)):
         found = OmegaConf.select(saved, key)
         if found != wanted:
-            raise ConfigError(f"resume={run_dir} began with `{key}` {found}, this is {wanted}; give {key}={found} as well")
+            saved_as = "null" if found is None else found
+            raise ConfigError(
+                f"resume={run_dir} began with `{key}` {found}, this is {wanted}; give {key}={saved_as} as well"
+            )
 
 
 class Run:
@@ -75,7 +78,6 @@ class Run:
         self.train = SampleStore(recipe.data.train, split="train")
         self.held_out = SampleStore(recipe.data.validation, split="validation")
         self.encoder = PromptEncoder.of(recipe.model)
-        self.start_from = None if recipe.start_from is None else saved_policy(Path(recipe.start_from), recipe.model)
         self.clock = PhaseClock()
 
     def execute(self) -> None:
@@ -103,7 +105,8 @@ class Run:
         """The policy that the stage before left, or `start_from`'s, or None for the model of the recipe."""
         place = self.recipe.stages.index(stage)
         if place == 0:
-            return self.start_from
+            start = self.recipe.start_from
+            return None if start is None else saved_policy(Path(start), self.recipe.model)
         before = self.recipe.stages[place - 1]
         return latest_checkpoint(self.run_dir, [before]).learner
 

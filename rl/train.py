@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.versions import VersionError, check_versions
-from rl.config import ConfigError, Recipe, load_recipe
+from rl.commands import configured
+from rl.config import Recipe, load_recipe
 
 USAGE = "usage: python -m rl.train RECIPE.yaml [key=value …]      e.g. recipes/locus/tiny.yaml grpo.steps=20 seed=1"
 
@@ -20,16 +20,8 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\n{USAGE}")
         return 0 if argv else 2
-    try:
-        check_versions()
-        recipe = load_recipe(argv[0], argv[1:])
-    except VersionError as error:
-        print(f"versions: {error}", file=sys.stderr)
-        return 1
-    except ConfigError as error:
-        print(f"config: {error}", file=sys.stderr)
-        return 2
-    return run_recipe(recipe)
+    recipe = configured(lambda: load_recipe(argv[0], argv[1:]))
+    return recipe if isinstance(recipe, int) else run_recipe(recipe)
 
 
 def run_recipe(recipe: Recipe) -> int:

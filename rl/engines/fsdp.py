@@ -125,28 +125,25 @@ class FsdpEngine:
         self.max_grad_norm = optimizer.max_grad_norm if optimizer else 0.0
         self.optimizer = self._build_optimizer(optimizer) if optimizer else None
 
-    def _shard(self, policy: Policy, dtype: torch.dtype) -> Policy:
+    def _shard(self, policy: Policy, dtype: torch.dtype, whole: set[nn.Parameter] | None = None) -> Policy:
+        """Shard block by block; parameters in `whole` stay as they are on every rank, and blocks of nothing else too."""
         mesh = init_device_mesh(self.device.type, (self.where.world_size,))
         precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for block in blocks(policy.base):
-            fully_shard(block, mesh=mesh, mp_policy=precision)
-        fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+            if whole is None or any(parameter not in whole for parameter in block.parameters()):
+                fully_shard(block, mesh=mesh, mp_policy=precision, ignored_params=whole)
+        fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False, ignored_params=whole)
         return policy
 
     def _shard_adapter(self, policy: Policy, dtype: torch.dtype) -> Policy:
         """Shard the LoRA matrices alone: packed weights cannot be cut, so every rank holds the whole base, in 4 bits."""
-        adapter = {name: parameter for name, parameter in policy.named_parameters() if ".lora_" in name}
-        base = {parameter for name, parameter in policy.named_parameters() if name not in adapter}
-        for parameter in adapter.values():
-            if not self.where.alone:
+        base = set()
+        for name, parameter in policy.named_parameters():
+            if ".lora_" not in name:
+                base.add(parameter)
+            elif not self.where.alone:
                 dist.broadcast(parameter.data, src=0)
-        mesh = init_device_mesh(self.device.type, (self.where.world_size,))
-        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-        for block in blocks(policy.base):
-            if any(".lora_" in name for name, _ in block.named_parameters()):
-                fully_shard(block, mesh=mesh, mp_policy=precision, ignored_params=base)
-        fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False, ignored_params=base)
-        return policy
+        return self._shard(policy, dtype, whole=base)
 
     def _receive(self, weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
         """Give every rank its shard of rank 0's weights, and rank 0's non-persistent buffers (rotary frequencies)."""

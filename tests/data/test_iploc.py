@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.box import Box, Frame
 from data.families import FAMILIES
-from data.iploc import UnusableRecord, read_iploc
+from data.iploc import UnusableRecord, iploc_records, make_sample
 from data.prompts import FOCUS_PROMPT, chat_messages, focus_prompt
 from data.sample import Sample
 from data.store import SampleStore
@@ -23,6 +23,11 @@ from data.track import TrackError
 PREFIX = "data/ICL_tracking/video/LASOT/"
 NAMES = [f"airplane/airplane-1/img/{number:08d}.jpg" for number in (1, 1395, 2788)]
 FRAME = Frame.original(640, 360)
+
+
+def read_iploc(path: Path, images_root: Path) -> list[Sample | UnusableRecord]:
+    """As the builder reads a list: the records here, the samples in its workers."""
+    return [make_sample(record) for record in iploc_records(path, images_root)]
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def gradients(learner: Learner, batch: DataProto, layout: str, budget: int) -> d
     objective = GrpoObjective(AlgorithmConfig())
     for rows in share.micro_batches:
         micro = share.batch.select_idxs(list(rows))
-        logprobs, entropy = learner._forward(micro, learner._inputs(micro))
+        logprobs, entropy = learner._forward(micro, learner._inputs(micro, learner._prompts(micro)))
         learner.engine.backward(objective(logprobs, entropy, micro, share.totals, Meter()))
     found = {
         name: parameter.grad.full_tensor().clone()
