@@ -67,8 +67,9 @@ class IplocRecord:
 
 
 def iploc_records(path: Path, images_root: Path) -> list[IplocRecord]:
-    """The records of a list, their images found under `images_root`, where the list's paths start or one folder above.
+    """The records of a list, their images found.
 
+    `images_root` is the folder that the list's paths start from, or one of those that hold the data sets themselves.
     Raises TrackError, naming the record, for a list that is damaged and for an image that is missing.
     """
     records = read_json(path)
