@@ -92,9 +92,9 @@ def _is_id(value: object) -> bool:
     return type(value) is int and -_LARGEST_ID <= value <= _LARGEST_ID
 
 
-def _is_utf8(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can spell and nothing can store."""
-    return text.encode(errors="ignore").decode() == text
+def _is_file_name(value: object) -> bool:
+    """False, too, for half a surrogate pair, which JSON can spell and nothing can store."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def _is_side(value: object) -> bool:
@@ -109,13 +109,15 @@ class _Images:
     sizes: array[int] = field(default_factory=lambda: array("q"))
     file_names: list[str] = field(default_factory=list)
     malformed: int = 0
+    malformed_ids: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, record: object) -> None:
-        if not (isinstance(record, dict) and _is_id(record.get("id")) and isinstance(record.get("file_name"), str)):
+        if not (isinstance(record, dict) and _is_id(record.get("id"))):
             self.malformed += 1
             return
-        if not (_is_side(record.get("width")) and _is_side(record.get("height")) and _is_utf8(record["file_name"])):
+        if not (_is_side(record.get("width")) and _is_side(record.get("height")) and _is_file_name(record.get("file_name"))):
             self.malformed += 1
+            self.malformed_ids.append(record["id"])
             return
         self.ids.append(record["id"])
         self.sizes.extend((record["width"], record["height"]))
@@ -192,8 +194,9 @@ def _judge(path: Path, images: _Images, annotations: _Annotations, categories: d
     drop(~np.isfinite(xywh_N4).all(axis=1), Verdict.NON_FINITE)
     drop((xywh_N4[:, 2:] <= 0).any(axis=1), Verdict.ZERO_AREA)
     drop(~known_N, Verdict.UNKNOWN_IMAGE)
-    # Two records of one id are two images: nobody can tell which of them a box was drawn on.
-    drop(counts[rows_N] > 1, Verdict.DUPLICATE_IMAGE_ID)
+    # Two records of one id, be one malformed, are two images: nobody can tell which of them a box was drawn on.
+    claimed_twice = (counts > 1) | np.isin(unique_ids, np.asarray(images.malformed_ids, dtype=np.int64))
+    drop(claimed_twice[rows_N], Verdict.DUPLICATE_IMAGE_ID)
     # One file under two ids would put one image into both splits.
     repeated_files_M = _repeated_names(images.file_names)
     drop(repeated_files_M[image_rows_N], Verdict.DUPLICATE_FILE_NAME)
@@ -209,7 +212,7 @@ def _judge(path: Path, images: _Images, annotations: _Annotations, categories: d
 
     dropped = {
         "malformed_image": images.malformed,
-        "duplicate_image_id": int(len(image_ids_M) - (counts == 1).sum()),
+        "duplicate_image_id": int(counts[claimed_twice].sum()),
         "duplicate_file_name": int(repeated_files_M.sum()),
     }
     return Instances(

@@ -107,6 +107,14 @@ def test_an_image_id_with_two_records_is_nobodys(folder: CocoFolder) -> None:
     assert instances.dropped_images == {"duplicate_image_id": 2}
 
 
+def test_a_malformed_twin_claims_an_image_id_too(folder: CocoFolder) -> None:
+    folder.add_box(7, [10, 10, 20, 20])
+    folder.image_records.append({"id": 7, "file_name": "other.png", "width": None, "height": 50})
+    instances = read_instances(folder.write())
+    assert verdicts(instances) == ["duplicate_image_id"]
+    assert instances.dropped_images == {"malformed_image": 1, "duplicate_image_id": 1}
+
+
 def test_a_file_with_two_ids_keeps_the_first(folder: CocoFolder) -> None:
     folder.image_records.append({"id": 70, "file_name": "7.png", "width": 200, "height": 150})
     folder.add_box(70, [10, 10, 20, 20])
