@@ -87,6 +87,7 @@ class LearnerConfig:
     tokens_per_micro_batch: int = 16384
     layout: str = "shared"  # shared: a group is one sequence, its prompt once | plain: one row an answer
     activation_checkpointing: bool = True
+    offload: str | None = None  # optimizer (deepspeed) | all: kept in host memory and brought to the GPU where it is used
 
 
 @dataclass

@@ -59,6 +59,7 @@ def check_recipe(recipe: Recipe) -> None:
     _choose("model.quantization", [recipe.model.quantization or "nf4"], ("nf4", "fp4"))
     if recipe.model.quantization and not recipe.model.lora.rank:
         raise ConfigError("`model.quantization` freezes the base, which leaves nothing to train; set `model.lora.rank`")
+    _check_offload(recipe)
     _check_attention_loss(recipe.sft.attention_loss)
     _choose("data.synthetic", [recipe.data.synthetic or "locus"], ("locus", "focus"))
     if not recipe.stages:
@@ -82,6 +83,21 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(str(error)) from error
     if "grpo" in recipe.stages:
         _check_grpo(recipe)
+
+
+def _check_offload(recipe: Recipe) -> None:
+    offload = recipe.learner.offload
+    _choose("learner.offload", [offload or "all"], ("optimizer", "all"))
+    if offload == "optimizer" and recipe.learner.engine == "fsdp":
+        raise ConfigError(
+            "`learner.offload=optimizer`: FSDP2 steps where the parameters are, so it keeps both in host memory or neither; "
+            "use `learner.offload=all`, or `learner.engine=deepspeed`"
+        )
+    if offload and recipe.model.quantization:
+        raise ConfigError(
+            f"`learner.offload={offload}`: a quantized base cannot leave the GPU, and without it there is little to move; "
+            "drop `learner.offload` or `model.quantization`"
+        )
 
 
 def _check_attention_loss(config: AttentionLossConfig) -> None:
