@@ -23,6 +23,7 @@ from cluster.config import ClusterConfig
 from rewards.config import RewardConfig
 from rl.config_checks import STAGES, check_recipe
 from rl.config_checks import ConfigError as ConfigError
+from rl.plan.config import PlanConfig
 
 
 @dataclass
@@ -230,6 +231,7 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:

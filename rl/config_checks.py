@@ -78,6 +78,7 @@ def check_recipe(recipe: Recipe) -> None:
     try:
         recipe.reward.validate()
         recipe.cluster.validate()
+        recipe.plan.validate()
         check_sinks(recipe.tracking.sinks)
     except ValueError as error:
         raise ConfigError(str(error)) from error
