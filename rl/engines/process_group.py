@@ -1,0 +1,51 @@
+"""What every engine starts from: its process group, its device, and the blocks of a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rl.engines.base import Rendezvous
+
+
+def join(where: Rendezvous) -> tuple[torch.device, bool]:
+    """Enter the process group of `where`: this rank's device, and whether the group was made here.
+
+    A group that exists (torchrun's, vLLM's in the same process) is used if it has the right size.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", where.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if dist.is_initialized():
+        if dist.get_world_size() != where.world_size:
+            raise ValueError(
+                f"this process is in a group of {dist.get_world_size()} ranks, the engine needs {where.world_size}"
+            )
+        return device, False
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if where.alone:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if where.master_address.startswith("127.") else "")
+        if not os.environ["GLOO_SOCKET_IFNAME"]:
+            del os.environ["GLOO_SOCKET_IFNAME"]
+        dist.init_process_group(
+            backend,
+            init_method=f"tcp://{where.master_address}:{where.master_port}",
+            rank=where.rank,
+            world_size=where.world_size,
+        )
+    return device, True
+
+
+def blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The transformer blocks that are sharded and checkpointed one by one, in order."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    for module in model.modules():
+        if type(module).__name__ in names:
+            yield module
