@@ -1,109 +1,30 @@
 """The shape of a model from its config.json alone: every parameter's size, block by block, as transformers builds it.
 
-    model.path ──► config.json of the folder, or rl/plan/facts/<org>--<name>.json ──► architecture ──► ModelShape
+    model.path ──► config.json of the folder or of rl/plan/facts ──► architecture ──► LoRA, frozen parts ──► ModelShape
 
-Nothing is downloaded and no module is built. A block is what a learner shards, gathers and checkpoints at a time.
+Nothing is downloaded and no module is built: arithmetic, in a millisecond.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from rl.config import ModelConfig
+from rl.config import LoraConfig, ModelConfig
+from rl.plan.architectures import architecture_of
+from rl.plan.parameters import Kind, LanguageShape, ParameterBlock, ParameterShape, VisionShape
 
-Kind = Literal["vision", "projector", "language", "embedding", "head"]
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterShape:
-    """One parameter of a block; `name` is what stands behind the block's own name.
-
-    `adapter`: a LoRA matrix. `packed`: held in 4 bits under QLoRA. `linear`: a matrix that multiplies every token of its
-    block, as an embedding or a bias does not.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    trainable: bool = True
-    adapter: bool = False
-    packed: bool = False
-    linear: bool = False
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterBlock:
-    """`count` equal modules. `sharded_alone`: a unit of sharding and checkpointing, else its parameters are the root's."""
-
-    name: str
-    kind: Kind
-    parameters: tuple[ParameterShape, ...]
-    count: int = 1
-    sharded_alone: bool = False
-
-    @property
-    def numel(self) -> int:
-        """Of one of the `count`."""
-        return sum(parameter.numel for parameter in self.parameters)
-
-    @property
-    def numel_trainable(self) -> int:
-        return sum(parameter.numel for parameter in self.parameters if parameter.trainable)
-
-    @property
-    def numel_frozen(self) -> int:
-        return self.numel - self.numel_trainable
-
-    @property
-    def numel_adapter(self) -> int:
-        return sum(parameter.numel for parameter in self.parameters if parameter.adapter)
-
-    @property
-    def numel_linear(self) -> int:
-        """Parameters that cost two operations a token in a forward."""
-        return sum(parameter.numel for parameter in self.parameters if parameter.linear)
-
-
-@dataclass(frozen=True, slots=True)
-class LanguageShape:
-    """The decoder. `head_dim` is its own number: heads × head_dim need not be `hidden`."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-
-
-@dataclass(frozen=True, slots=True)
-class VisionShape:
-    """The image tower. A token of the language model is merge × merge patches.
-
-    `window` is the side in pixels of a local attention window (0: attention is over a whole image in every layer), which
-    all but `full_attention_layers` have. `gated`: the MLP has a gate beside its up projection.
-    """
-
-    hidden: int
-    layers: int
-    heads: int
-    patch: int
-    merge: int
-    intermediate: int
-    gated: bool
-    window: int = 0
-    full_attention_layers: int = 0
+FACTS = Path(__file__).parent / "facts"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A model as the planner sees it. A tied head has no parameters of its own: `tied`."""
+    """A model as the planner sees it, LoRA matrices included. A tied head has no parameters of its own: `tied`."""
 
     name: str
     model_type: str
@@ -124,10 +45,70 @@ class ModelShape:
     def numel_adapter(self) -> int:
         return sum(block.numel_adapter * block.count for block in self.blocks)
 
+    @property
+    def numel_base(self) -> int:
+        """Without the LoRA matrices: what a rollout engine loads, and what the model's name counts."""
+        return self.numel - self.numel_adapter
+
     def of_kind(self, *kinds: Kind) -> tuple[ParameterBlock, ...]:
         return tuple(block for block in self.blocks if block.kind in kinds)
 
 
 def shape_of(model: ModelConfig) -> ModelShape:
-    """Raises ValueError for a model that is neither a folder with a config.json nor among the facts that ship."""
-    raise NotImplementedError
+    """The shape of `model.path` with the recipe's adapters and frozen parts.
+
+    Raises ValueError for what is neither a folder with a config.json nor among the facts that ship.
+    """
+    config = _read_config(model.path)
+    architecture = architecture_of(config)
+    blocks = tuple(_as_trained(block, model) for block in architecture.blocks)
+    name = model.path.rstrip("/").rsplit("/", 1)[-1]
+    return ModelShape(name, config["model_type"], blocks, architecture.language, architecture.vision, architecture.tied)
+
+
+def shipped() -> dict[str, Path]:
+    """Hub ids whose config.json ships, and the file of each; several may share one."""
+    return {model: path for path in sorted(FACTS.glob("*.json")) for model in json.loads(path.read_text())["models"]}
+
+
+def _read_config(path: str) -> Mapping[str, Any]:
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model.path={path} has no config.json, which says how large the model is")
+        own: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        return own
+    known = shipped()
+    if path not in known:
+        near = difflib.get_close_matches(path, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(
+            f"model.path={path}: {hint}there is no such folder, and the planner ships the configs of "
+            f"{', '.join(sorted(known))}. For another model of these families give a folder that holds its config.json."
+        )
+    config: dict[str, Any] = json.loads(known[path].read_text())["config"]
+    return config
+
+
+def _as_trained(block: ParameterBlock, model: ModelConfig) -> ParameterBlock:
+    """A block as `rl.policy.build_model` leaves it: LoRA beside frozen weights, or a frozen image tower."""
+    if model.lora.rank:
+        return replace(block, parameters=_with_adapters(block, model.lora, packed=model.quantization is not None))
+    if model.freeze_vision and block.kind in ("vision", "projector"):
+        return replace(block, parameters=tuple(replace(each, trainable=False) for each in block.parameters))
+    return block
+
+
+def _with_adapters(block: ParameterBlock, lora: LoraConfig, packed: bool) -> tuple[ParameterShape, ...]:
+    """Frozen parameters and the A and B of those that are targets: linear layers inside the language model."""
+    inside = ".language_model." in f"{block.name}."
+    parameters = []
+    for each in block.parameters:
+        module = each.name.removesuffix(".weight")
+        linear = inside and each.linear
+        parameters.append(replace(each, trainable=False, packed=packed and linear))
+        if linear and re.search(rf"(^|\.)({'|'.join(lora.targets)})$", module):
+            outputs, inputs = each.shape
+            parameters.append(ParameterShape(f"{module}.lora_A", (lora.rank, inputs), adapter=True, linear=True))
+            parameters.append(ParameterShape(f"{module}.lora_B", (outputs, lora.rank), adapter=True, linear=True))
+    return tuple(parameters)
