@@ -137,12 +137,19 @@ class AlgorithmConfig:
 
 @dataclass
 class GrpoConfig:
-    """The GRPO stage. One step samples `prompts_per_step` × `num_generations`, then updates once a `prompts_per_update`."""
+    """The GRPO stage. One step samples `prompts_per_step` × `num_generations`, then updates once a `prompts_per_update`.
+
+    With `max_staleness` k > 0 the samplers work while the learner does, up to k steps ahead of it: no token is learnt that
+    is older than k policy versions. A step waits for groups that would grow older; with `drop_stale` it goes on without
+    them, and their prompts are sampled again, which favours short answers.
+    """
 
     steps: int = MISSING
     prompts_per_step: int = 512
     prompts_per_update: int = 128
     num_generations: int = 8
+    max_staleness: int = 0  # policy versions; 0: sample, learn, sample, …
+    drop_stale: bool = False
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 

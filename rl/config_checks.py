@@ -14,13 +14,14 @@ from rl.engines import ENGINES
 from rl.tracking import check_sinks
 
 if TYPE_CHECKING:
-    from rl.config import AttentionLossConfig, Recipe
+    from rl.config import AlgorithmConfig, AttentionLossConfig, GrpoConfig, Recipe
 
 STAGES = ("sft", "grpo")
 MAX_LORA_RANK = 512  # vLLM's largest
 # verl's names, for the algorithms that need one reward an answer and no critic.
 ADVANTAGES = ("grpo", "rloo", "opo", "reinforce_plus_plus_baseline", "grpo_passk", "rloo_vectorized", "grpo_vectorized")
 LOSSES = ("vanilla", "gspo", "dppo_tv", "dppo_kl", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "cispo")
+LOSSES_WITHOUT_RATIO = ("gpg",)
 AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 KL_ESTIMATORS = ("k1", "k2", "k3", "kl", "abs", "mse", "low_var_kl", "k1+", "k3+", "low_var_kl+")
 
@@ -132,6 +133,30 @@ def _check_grpo(recipe: Recipe) -> None:
         )
     if algorithm.loss_aggregation == "seq-mean-token-sum-norm" and algorithm.loss_scale is None:
         raise ConfigError("`algorithm.loss_aggregation=seq-mean-token-sum-norm` needs a constant `algorithm.loss_scale`")
+    _check_staleness(grpo, algorithm)
+
+
+def _check_staleness(grpo: GrpoConfig, algorithm: AlgorithmConfig) -> None:
+    """Tokens of older policies must be weighed by what the learner makes of them now, or clipped against those policies."""
+    if grpo.max_staleness < 0:
+        raise ConfigError(f"`grpo.max_staleness` is {grpo.max_staleness}; 0 (synchronous) or more policy versions")
+    if grpo.max_staleness == 0:
+        if grpo.drop_stale:
+            raise ConfigError(
+                "`grpo.drop_stale` drops what `grpo.max_staleness` > 0 lets grow old; a synchronous run has none"
+            )
+        return
+    if algorithm.rollout_is is None and algorithm.old_logprobs == "learner":
+        raise ConfigError(
+            f"`grpo.max_staleness` is {grpo.max_staleness}, but with `algorithm.old_logprobs=learner` older policies' tokens "
+            "are learnt as if the learner had sampled them; set algorithm.rollout_is=token (or sequence), which weighs them "
+            "by learner / sampler, or algorithm.old_logprobs=rollout, which clips against the policy that sampled"
+        )
+    if algorithm.old_logprobs == "rollout" and algorithm.loss in LOSSES_WITHOUT_RATIO:
+        raise ConfigError(
+            f"`algorithm.loss={algorithm.loss}` has no ratio that `algorithm.old_logprobs=rollout` could correct by; with "
+            "`grpo.max_staleness` it needs algorithm.old_logprobs=learner and algorithm.rollout_is=token (or sequence)"
+        )
 
 
 def _choose(key: str, values: Sequence[str], allowed: Sequence[str]) -> None:

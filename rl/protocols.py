@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from verl.protocol import DataProto
@@ -41,6 +41,41 @@ class Rollouts(Protocol):
 
     def load(self, published: Published) -> list[WeightsReceipt]:
         """Take over weights; one receipt a sampler."""
+
+
+@dataclass(frozen=True)
+class GroupRequest:
+    """A prompt to be sampled when its turn comes; `ticket`, counting up, is how the answers are told apart."""
+
+    ticket: int
+    sample: Sample
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class SampledGroup:
+    """All answers to the request of this `ticket`, `sampling.n` of them."""
+
+    ticket: int
+    answers: tuple[Rollout | RolloutFailure, ...]
+
+
+@runtime_checkable
+class StreamingRollouts(Rollouts, Protocol):
+    """Samplers that go on by themselves: requests go in, finished groups come out, in the order in which they end.
+
+    `load` does not wait for the requests under way: they go on with the new weights from their next token on. `generate`
+    answers with one version, whatever is under way. `submit`, `load` and `generate` are one thread's, `collect` another's.
+    """
+
+    def submit(self, requests: Sequence[GroupRequest]) -> None:
+        """Take on requests and return at once."""
+
+    def collect(self, timeout_s: float) -> list[SampledGroup]:
+        """The groups that ended since the last call; waits for one, at most `timeout_s`."""
+
+    def busy_seconds(self) -> float:
+        """Seconds since the start in which there was something to do, the mean of the samplers."""
 
 
 class Rewards(Protocol):

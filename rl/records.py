@@ -25,6 +25,9 @@ class Rollout:
 
     `tokens` are the completion's ids, the end token included when it was sampled. `logprobs` are the sampler's own, one
     a token, after temperature and the ban of image placeholders. `prompt_tokens` counts the prompt after image expansion.
+
+    `policy_version` sampled the first token, and all of them unless new weights arrived meanwhile: `switches` are then the
+    (place of a token, version) from which on a later version sampled. So `policy_version` is the oldest.
     """
 
     prompt_id: str
@@ -34,6 +37,18 @@ class Rollout:
     finish_reason: str
     policy_version: int
     prompt_tokens: int
+    switches: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def token_versions(self) -> list[int]:
+        """The policy version that sampled each token.
+
+        >>> Rollout("id", (7, 8, 9), (-0.1,) * 3, "text", "stop", policy_version=4, prompt_tokens=10, switches=((2, 5),)).token_versions
+        [4, 4, 5]
+        """
+        starts = [(0, self.policy_version), *self.switches]
+        ends = [*(place for place, _ in self.switches), len(self.tokens)]
+        return [version for (start, version), end in zip(starts, ends, strict=True) for _ in range(start, end)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class SamplerCounts:
 
 
 @dataclass(frozen=True)
-class _Request:
+class PromptRequest:
     """A validated prompt, ready for vLLM."""
 
     place: int
@@ -120,9 +120,8 @@ class VllmSampler:
 
         Raises ValueError for a sampling that vLLM cannot do, PromptMismatchError, and WeightsError after a failed load.
         """
-        if self._broken is not None:
-            raise WeightsError(f"the sampler holds no whole set of weights ({self._broken}); load one first")
-        _check(sampling)
+        self._require_weights()
+        check_sampling(sampling)
         started = time.perf_counter()
         rollouts: list[list[Rollout | RolloutFailure]] = [[] for _ in samples]
         requests = []
@@ -130,13 +129,17 @@ class VllmSampler:
             try:
                 requests.append(self._request(place, sample, sampling))
             except ValueError as error:
-                rollouts[place] = _failures(sample, sampling.n, str(error))
+                rollouts[place] = failures_of(sample, sampling.n, str(error))
         for request, output in zip(requests, self._run(requests), strict=True):
             rollouts[request.place] = self._records(request, output, sampling.n)
         self._counts += self._count(rollouts, time.perf_counter() - started)
         return rollouts
 
-    def _request(self, place: int, sample: Sample, sampling: Sampling) -> _Request:
+    def _require_weights(self) -> None:
+        if self._broken is not None:
+            raise WeightsError(f"the sampler holds no whole set of weights ({self._broken}); load one first")
+
+    def _request(self, place: int, sample: Sample, sampling: Sampling) -> PromptRequest:
         """Everything that vLLM would let pass or choke on is checked here. Raises ValueError with the reason."""
         ids = self.encoder.input_ids(sample)
         room = self.config.max_model_len - sampling.max_tokens
@@ -152,7 +155,7 @@ class VllmSampler:
         prompt: dict[str, Any] = {"prompt": self.encoder.text(sample)}
         if sample.images:
             prompt["multi_modal_data"] = {"image": [image.open() for image in sample.images]}
-        return _Request(place, sample, ids, prompt, self._params(sample, sampling))
+        return PromptRequest(place, sample, ids, prompt, self._params(sample, sampling))
 
     def _params(self, sample: Sample, sampling: Sampling) -> SamplingParams:
         greedy = sampling.temperature == 0.0
@@ -168,7 +171,7 @@ class VllmSampler:
             detokenize=False,
         )
 
-    def _run(self, requests: Sequence[_Request]) -> list[RequestOutput | str]:
+    def _run(self, requests: Sequence[PromptRequest]) -> list[RequestOutput | str]:
         """vLLM's output, or the reason there is none. A batch that fails is run again one by one: only its culprit fails."""
         if not requests:
             return []
@@ -182,7 +185,7 @@ class VllmSampler:
             logger.warning("%s; its %d prompts are run again one by one", reason, len(requests))
         return [output for request in requests for output in self._run([request])]
 
-    def _engine_generate(self, requests: Sequence[_Request]) -> list[RequestOutput]:
+    def _engine_generate(self, requests: Sequence[PromptRequest]) -> list[RequestOutput]:
         try:
             outputs: list[RequestOutput] = self._engine.generate(
                 [request.prompt for request in requests],
@@ -200,10 +203,10 @@ class VllmSampler:
         engine = self._engine.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
-    def _records(self, request: _Request, output: RequestOutput | str, n: int) -> list[Rollout | RolloutFailure]:
+    def _records(self, request: PromptRequest, output: RequestOutput | str, n: int) -> list[Rollout | RolloutFailure]:
         sample = request.sample
         if isinstance(output, str):
-            return _failures(sample, n, output)
+            return failures_of(sample, n, output)
         if output.prompt_token_ids != request.input_ids:
             raise PromptMismatchError(
                 f"sample {sample.id}: vLLM made {len(output.prompt_token_ids or ())} prompt tokens, the processor "
@@ -213,7 +216,7 @@ class VllmSampler:
         rollouts: list[Rollout | RolloutFailure] = [self._rollout(request, completion) for completion in output.outputs]
         return rollouts * n if len(rollouts) == 1 else rollouts
 
-    def _rollout(self, request: _Request, completion: CompletionOutput) -> Rollout:
+    def _rollout(self, request: PromptRequest, completion: CompletionOutput) -> Rollout:
         tokens = tuple(completion.token_ids)
         assert completion.logprobs is not None and completion.finish_reason is not None
         return Rollout(
@@ -341,7 +344,7 @@ def _build_engine(config: SamplerConfig, encoder: PromptEncoder) -> LLM:
     )
 
 
-def _check(sampling: Sampling) -> None:
+def check_sampling(sampling: Sampling) -> None:
     if sampling.n < 1 or sampling.max_tokens < 1:
         raise ValueError(
             f"a sampling needs n >= 1 and max_tokens >= 1, got n={sampling.n}, max_tokens={sampling.max_tokens}"
@@ -352,7 +355,7 @@ def _check(sampling: Sampling) -> None:
         raise ValueError(f"top_p is in (0, 1], got {sampling.top_p}")
 
 
-def _failures(sample: Sample, n: int, reason: str) -> list[Rollout | RolloutFailure]:
+def failures_of(sample: Sample, n: int, reason: str) -> list[Rollout | RolloutFailure]:
     return [RolloutFailure(sample.id, reason) for _ in range(n)]
 
 
