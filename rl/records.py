@@ -43,7 +43,7 @@ class Rollout:
     def token_versions(self) -> list[int]:
         """The policy version that sampled each token.
 
-        >>> Rollout("id", (7, 8, 9), (-0.1,) * 3, "text", "stop", policy_version=4, prompt_tokens=10, switches=((2, 5),)).token_versions
+        >>> Rollout("id", (7, 8, 9), (-1.0, -1.0, -1.0), "text", "stop", 4, 10, switches=((2, 5),)).token_versions
         [4, 4, 5]
         """
         starts = [(0, self.policy_version), *self.switches]
