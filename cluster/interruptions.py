@@ -11,8 +11,14 @@ from typing import Any, Self
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP: `ray job stop`, a batch system's time limit, a closed terminal. `code` is 128 + the signal."""
+
+    code: int
+
+
 class Interruptions:
-    """While entered: SIGINT raises KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit; after `hold`, they only say wait.
+    """While entered: SIGINT raises KeyboardInterrupt, SIGTERM and SIGHUP raise Terminated; after `hold`, they only say wait.
 
     Off the main thread, where Python delivers no signals, it does nothing. A signal that the program was started to ignore
     (nohup, a shell's background job) stays ignored.
@@ -49,4 +55,4 @@ class Interruptions:
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:
-            raise SystemExit(128 + number)
+            raise Terminated(128 + number)

@@ -1,8 +1,9 @@
-"""Finds and ends what a local Ray session left behind: processes, also orphaned ones, and shared-memory segments.
+"""Finds and ends what a Ray session left behind: processes, also orphaned ones, and shared-memory segments.
 
-A process belongs to the session if it is one of Ray's own, descends from one of those, or is an orphan that carries the
+A process belongs to a local session if it is one of Ray's own, descends from one of those, or is an orphan that carries the
 session's mark in its environment or writes to the session's logs: the children of an actor that was killed descend from
-nobody, and Ray's workers overwrite their environment with their title. What else this program started stays.
+nobody, and Ray's workers overwrite their environment with their title. What else this program started stays. On a cluster
+that is only joined Ray's processes are not ours: there an actor's children are found by the mark alone.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ _GRACE_S = 6.0
 
 
 class Leftovers:
-    """The traces of one session, which keeps its files under `directory`. Make it before Ray starts, `end` it afterwards."""
+    """The traces of one session, which keeps its files under `directory`. Make it before Ray starts, `end` it afterwards.
 
-    def __init__(self, directory: Path, mark: str | None = None, segments_before: Iterable[Path] | None = None) -> None:
+    Without a `directory`: the traces of one actor, made before it starts anything.
+    """
+
+    def __init__(
+        self, directory: Path | None, mark: str | None = None, segments_before: Iterable[Path] | None = None
+    ) -> None:
         self.directory = directory
         self.mark = uuid.uuid4().hex if mark is None else mark
         self.segments_before = _segments() if segments_before is None else frozenset(segments_before)
@@ -34,7 +40,7 @@ class Leftovers:
         """Note the session's processes while their parents live and tell whose they are."""
         family = set(psutil.Process().children(recursive=True))
         for process in psutil.process_iter():
-            if str(self.directory) in _command(process) if process in family else self._is_orphan(process):
+            if self._is_rays(process) if process in family else self._is_orphan(process):
                 self._known |= {process, *_descendants(process)}
 
     def known(self) -> list[tuple[int, float]]:
@@ -65,10 +71,15 @@ class Leftovers:
             print(f"Ended what outlived the Ray session: {what}", file=sys.stderr)
         return found
 
+    def _is_rays(self, process: psutil.Process) -> bool:
+        return self.directory is not None and str(self.directory) in _command(process)
+
     def _is_orphan(self, process: psutil.Process) -> bool:
         try:
+            if process.environ().get(MARK) == self.mark:
+                return True
             output = Path(f"/proc/{process.pid}/fd/1").readlink()
-            return output.is_relative_to(self.directory) or process.environ().get(MARK) == self.mark
+            return self.directory is not None and output.is_relative_to(self.directory)
         except (psutil.Error, OSError):
             # Gone meanwhile, or another user's.
             return False

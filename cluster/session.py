@@ -28,6 +28,7 @@ from ray._private import ray_constants
 from cluster.config import ClusterConfig
 from cluster.guardian import Guardian
 from cluster.interruptions import Interruptions
+from cluster.job import job_environment
 from cluster.leftovers import MARK, Leftovers
 
 # ActorGroup reports the first rank that failed; Ray would report the abandoned calls of the others once more.
@@ -42,6 +43,8 @@ LOCAL_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+# What a joined cluster's workers get of it: how its nodes were started is not ours, and Ray counts threads by an actor's CPUs.
+WORKER_ENVIRONMENT = {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Closable(Protocol):
@@ -88,8 +91,10 @@ def ray_session(config: ClusterConfig) -> Iterator[Session]:
 @contextlib.contextmanager
 def _joined_ray(config: ClusterConfig, address: str, interruptions: Interruptions) -> Iterator[None]:
     namespace = f"sightline-{uuid.uuid4().hex[:8]}"
+    # Ray refuses a variable that the job was submitted with too; the job's counts.
+    ours = {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in job_environment()}
     with _loopback() if address.startswith("127.") else contextlib.nullcontext():
-        ray.init(address=address, namespace=namespace, log_to_driver=config.worker_logs)
+        ray.init(address=address, namespace=namespace, log_to_driver=config.worker_logs, runtime_env={"env_vars": ours})
     try:
         yield
     finally:

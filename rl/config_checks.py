@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rl.config_paths import explain, relative_paths
 from rl.engines import ENGINES
 from rl.tracking import check_sinks
 
@@ -76,6 +77,8 @@ def check_recipe(recipe: Recipe) -> None:
     ):
         if value < 1:
             raise ConfigError(f"`{key}` must be at least 1, got {value}")
+    if found := relative_paths(recipe):
+        raise ConfigError(explain(found))
     try:
         recipe.reward.validate()
         recipe.cluster.validate()

@@ -1,6 +1,6 @@
 """Runs a recipe: `python -m rl.train RECIPE.yaml [key=value …]`; goes on with a stopped run by `resume=RUN_DIR`.
 
-Exit status: 0 done, 1 failed with a message, 2 a recipe or an override that cannot run, 130 interrupted.
+Exit status: 0 done, 1 failed with a message, 2 a recipe or an override that cannot run, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run_recipe(recipe: Recipe) -> int:
     """Run all stages, and report on whatever was reached, however it ended."""
+    from cluster.interruptions import Terminated
     from data.tiny_sets import make_missing
     from rewards.registry import RewardLookupError, resolve
     from rl.run import Run, open_run_dir
@@ -44,9 +45,9 @@ def run_recipe(recipe: Recipe) -> int:
         print(f"{recipe.name}: {' → '.join(recipe.stages)}, seed {recipe.seed}, in {run_dir}", flush=True)
         Run(recipe, run_dir).execute()
         status = 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         print(_stopped(recipe, run_dir), file=sys.stderr)
-        status = 130
+        status = stop.code if isinstance(stop, Terminated) else 130
     except expected as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         status = 1
