@@ -145,15 +145,13 @@ def _check_staleness(grpo: GrpoConfig, algorithm: AlgorithmConfig) -> None:
         raise ConfigError(f"`grpo.max_staleness` is {grpo.max_staleness}; 0 (synchronous) or more policy versions")
     if grpo.max_staleness == 0:
         if grpo.drop_stale:
-            raise ConfigError(
-                "`grpo.drop_stale` drops what `grpo.max_staleness` > 0 lets grow old; a synchronous run has none"
-            )
+            raise ConfigError("`grpo.drop_stale` drops what `grpo.max_staleness` > 0 lets grow old; set that, or not this")
         return
     if algorithm.rollout_is is None and algorithm.old_logprobs == "learner":
         raise ConfigError(
-            f"`grpo.max_staleness` is {grpo.max_staleness}, but with `algorithm.old_logprobs=learner` older policies' tokens "
-            "are learnt as if the learner had sampled them; set algorithm.rollout_is=token (or sequence), which weighs them "
-            "by learner / sampler, or algorithm.old_logprobs=rollout, which clips against the policy that sampled"
+            f"`grpo.max_staleness` is {grpo.max_staleness}, but with `algorithm.old_logprobs=learner` the tokens of older "
+            "policies are learnt as if the learner had sampled them; set algorithm.rollout_is=token (or sequence), which "
+            "weighs them by learner / sampler, or algorithm.old_logprobs=rollout, which clips against who sampled them"
         )
     if algorithm.old_logprobs == "rollout" and algorithm.loss in LOSSES_WITHOUT_RATIO:
         raise ConfigError(
