@@ -1,0 +1,124 @@
+"""A thread that owns an engine: it steps while there is work, and does what callers ask between two steps.
+
+caller ── call(load, …) ──► ┌──────────────────────────────────┐
+caller ◄── the result ───── │ asked? do it · busy? one step    │ ── finished groups ──► collect()
+                            └──────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from rl.protocols import SampledGroup
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Stepped(Protocol):
+    """What can be driven: `rl.sampler_stream.StreamingSampler`."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    def advance(self) -> list[SampledGroup]: ...
+
+
+class EngineThread:
+    """Everything that touches the engine happens in this one thread, from its construction on; see the picture above."""
+
+    def __init__(self) -> None:
+        self._asked: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._finished: list[SampledGroup] = []
+        self._engine: Stepped | None = None
+        self._error: Exception | None = None
+        self._busy_seconds = 0.0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`function(…)` in the thread, between two steps; at once when this is the thread. Raises what it raises."""
+        if threading.current_thread() is self._thread:
+            return function(*args, **kwargs)
+        future: Future[T] = Future()
+        with self._changed:
+            if self._error is not None:
+                raise self._error
+            self._asked.append((future, lambda: function(*args, **kwargs)))
+            self._changed.notify_all()
+        return future.result()
+
+    def drive(self, engine: Stepped) -> None:
+        """Step `engine` from now on, whenever it is busy."""
+        self._engine = engine
+
+    def collect(self) -> list[SampledGroup]:
+        """The groups that ended since the last call; waits for one. Raises what a step raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._finished or self._error is not None or self._closed)
+            if self._error is not None:
+                raise self._error
+            finished, self._finished = self._finished, []
+            return finished
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds spent on steps and calls."""
+        return self._busy_seconds
+
+    def close(self) -> None:
+        """Let the step under way end, and no other begin."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                asked = self._next()
+                began = time.perf_counter()
+                for future, function in asked:
+                    _fulfil(future, function)
+                self._step()
+                self._busy_seconds += time.perf_counter() - began
+        except Exception as error:  # whoever waits for groups or asks for something is told
+            with self._changed:
+                self._error = error
+                for future, _ in self._asked:
+                    future.set_exception(error)
+                self._changed.notify_all()
+
+    def _works(self) -> bool:
+        return self._engine is not None and self._engine.busy
+
+    def _next(self) -> list[tuple[Future[Any], Callable[[], Any]]]:
+        """What was asked meanwhile; waits until something is, or there is a step to do."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._asked or self._closed or self._works())
+            asked = list(self._asked)
+            self._asked.clear()
+            return asked
+
+    def _step(self) -> None:
+        if self._engine is None or not self._engine.busy or self._closed:
+            return
+        finished = self._engine.advance()
+        if finished:
+            with self._changed:
+                self._finished += finished
+                self._changed.notify_all()
+
+
+def _fulfil(future: Future[Any], function: Callable[[], Any]) -> None:
+    try:
+        future.set_result(function())
+    except Exception as error:  # the caller's to handle; the engine steps on
+        future.set_exception(error)
