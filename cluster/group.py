@@ -54,17 +54,14 @@ class ActorGroup:
     ) -> ActorGroup:
         """Start `actor_class(**kwargs)` in every slot at once and wait until all constructors have returned.
 
-        `kwargs_each`: one mapping a rank; without it, no arguments. `env_vars` are set before the process imports anything.
+        `kwargs_each`: one mapping a rank; without it, no arguments. `env_vars`, and those of a slot of its own, are set
+        before the process imports anything.
         Raises ActorError for the first constructor that fails or is not done after `timeout_s`; no actor is left then.
         """
         kwargs_each = [{} for _ in slots] if kwargs_each is None else kwargs_each
         if len(kwargs_each) != len(slots):
             raise ValueError(f"{role}: {len(slots)} slots need as many kwargs, got {len(kwargs_each)}")
-        options: dict[str, Any] = {
-            "max_restarts": 0,
-            "max_task_retries": 0,
-            "runtime_env": {"env_vars": dict(env_vars or {})},
-        }
+        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
         if max_concurrency is not None:
             options["max_concurrency"] = max_concurrency
         remote_class: Any = ray.remote(actor_class)
@@ -72,7 +69,8 @@ class ActorGroup:
         try:
             for slot, kwargs in zip(slots, kwargs_each, strict=True):
                 resources = {"num_cpus": slot.resources.get("CPU", 0), "num_gpus": slot.resources.get("GPU", 0)}
-                actor = remote_class.options(scheduling_strategy=slot.strategy, **resources, **options).remote(**kwargs)
+                where = {"scheduling_strategy": slot.strategy, "runtime_env": {"env_vars": {**(env_vars or {}), **slot.env}}}
+                actor = remote_class.options(**where, **resources, **options).remote(**kwargs)
                 group.actors.append(actor)
             group.collect("__init__", [actor.__ray_ready__.remote() for actor in group.actors], timeout_s=timeout_s)
         except BaseException:

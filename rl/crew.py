@@ -24,11 +24,11 @@ def role_specs(recipe: Recipe, gpus: bool) -> list[RoleSpec]:
     each = 1.0 if gpus else 0.0
     specs = [
         RoleSpec("rollout", recipe.rollout.actors, gpus=each, tensor_parallel=recipe.rollout.tensor_parallel),
-        RoleSpec("learner", recipe.learner.ranks, gpus=each),
+        RoleSpec("learner", recipe.learner.ranks, gpus=each, together=True),
         RoleSpec("reward", 1, cpus=float(recipe.reward.workers)),
     ]
     if needs_reference(recipe):
-        specs.append(RoleSpec("reference", recipe.reference.ranks, gpus=each))
+        specs.append(RoleSpec("reference", recipe.reference.ranks, gpus=each, together=True))
     return specs
 
 

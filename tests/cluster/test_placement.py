@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import ray
 
-from cluster.placement import PlacementError, RoleSpec, _shortage, place
+from cluster.placement import PlacementError, RoleSpec, place
 from cluster.session import Session
 from tests.cluster.conftest import CPUS
 
@@ -18,10 +18,6 @@ def test_every_role_has_its_slots_and_gives_them_back(session: Session) -> None:
     placement.shutdown()
     again = place([RoleSpec("everything", 1, cpus=before)], timeout_s=60)
     again.shutdown()
-
-
-def test_tensor_parallel_ranks_share_one_bundle() -> None:
-    assert RoleSpec("rollout", 2, cpus=4, gpus=1, tensor_parallel=4).bundle == {"CPU": 4.0, "GPU": 4.0}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +41,7 @@ def test_what_the_cluster_can_never_hold_is_refused_at_once(session: Session, ro
 def test_resources_held_by_others_are_waited_for_and_then_refused(session: Session) -> None:
     holder = place([RoleSpec("holder", 1, cpus=CPUS - 1)], timeout_s=60)
     try:
-        with pytest.raises(PlacementError, match="found no room: other programs hold the resources"):
+        with pytest.raises(PlacementError, match="other programs hold the resources"):
             place([RoleSpec("reward", 1), RoleSpec("learner", 2)], timeout_s=1)
     finally:
         holder.shutdown()
@@ -58,30 +54,30 @@ def test_nodes_that_may_still_join_are_waited_for(session: Session) -> None:
         place([RoleSpec("learner", CPUS + 1)], timeout_s=1, may_grow=True)
 
 
+def test_colocated_roles_take_one_bundle_between_them(session: Session) -> None:
+    """Without GPUs there is nothing to see, but the bundles and the ranks in them are the same."""
+    roles = [RoleSpec("rollout", 2, tensor_parallel=2), RoleSpec("learner", 4), RoleSpec("reward", 1)]
+    placement = place(roles, timeout_s=60, shared=("rollout", "learner"))
+    rollout, learner = placement["rollout"], placement["learner"]
+    assert [slot.index for slot in learner] == [rollout[0].index] * 2 + [rollout[1].index] * 2
+    assert placement["reward"][0].index not in {slot.index for slot in learner}
+    assert all(slot.env == {} and slot.resources == {"CPU": 1.0} for slot in (*rollout, *learner))
+    placement.shutdown()
+
+
 @pytest.mark.parametrize(
-    ("role", "words"),
+    ("roles", "words"),
     [
-        (RoleSpec("rollout", 4, gpus=1, tensor_parallel=4), None),
-        (RoleSpec("rollout", 1, gpus=1, tensor_parallel=16), "asks one machine for 16 GPU, the largest has 8"),
-        (RoleSpec("rollout", 4, gpus=1, tensor_parallel=5), "ask for 20 GPU, the cluster has 16"),
         (
-            RoleSpec("rollout", 3, gpus=1, tensor_parallel=5),
-            "3 rollout workers of 5 GPU do not fit",
+            [RoleSpec("rollout", 1, gpus=1, tensor_parallel=4), RoleSpec("learner", 6, gpus=1)],
+            "4 to a bundle; rollout is 1 × 4",
         ),
+        ([RoleSpec("rollout", 1, gpus=0.5), RoleSpec("learner", 1, gpus=0.5)], "rollout is 1 × 1 ranks of 0.5 GPU"),
     ],
 )
-def test_a_worker_never_straddles_machines(monkeypatch: pytest.MonkeyPatch, role: RoleSpec, words: str | None) -> None:
-    """Two machines of eight GPUs, as ray.nodes() would list them."""
-    nodes = [{"Alive": True, "NodeManagerAddress": f"10.0.0.{i}", "Resources": {"CPU": 64.0, "GPU": 8.0}} for i in (1, 2)]
-    monkeypatch.setattr("cluster.placement.ray.nodes", lambda: nodes)
-    missing = _shortage([role])
-    assert missing is None if words is None else words in (missing or "")
-
-
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"tensor_parallel": 0}, {"cpus": -1.0}, {"cpus": 0.0, "gpus": 0.0}])
-def test_a_role_that_asks_for_nothing_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="role learner"):
-        RoleSpec(**{"name": "learner", "count": 1, **wrong})  # type: ignore[arg-type]
+def test_roles_that_cannot_cover_the_same_gpus_are_refused(roles: list[RoleSpec], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        place(roles, timeout_s=1, shared=("rollout", "learner"))
 
 
 def test_two_roles_of_one_name_are_refused() -> None:
