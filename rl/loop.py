@@ -24,7 +24,7 @@ from rl.advantages import group_advantages
 from rl.batch import Group, as_objects, group_batch
 from rl.clock import PhaseClock
 from rl.config import AlgorithmConfig, GrpoConfig
-from rl.protocols import FrozenPolicy, PolicyLearner, Published, Rewards, Rollouts
+from rl.protocols import FrozenPolicy, PolicyLearner, Rewards, Rollouts
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.schedule import learning_rate
 
@@ -242,14 +242,15 @@ def count_up(metrics: dict[str, float], name: str, count: int) -> None:
 
 def hand_over(learner: PolicyLearner, rollouts: Rollouts, version: int) -> None:
     """Publish `version` and check every receipt. Raises SyncError when a sampler answers another version or checksum."""
-    published = learner.publish(version)
-    check_receipts(published, rollouts.load(published))
+    published = learner.publish(version)  # the learner sends from here on …
+    receipts = rollouts.load(published)  # … while the samplers receive
+    check_receipts(version, learner.confirm(published), receipts)
 
 
-def check_receipts(published: Published, receipts: Sequence[WeightsReceipt]) -> None:
+def check_receipts(version: int, checksum: str, receipts: Sequence[WeightsReceipt]) -> None:
     for number, receipt in enumerate(receipts):
-        if (receipt.version, receipt.checksum) != (published.version, published.checksum):
+        if (receipt.version, receipt.checksum) != (version, checksum):
             raise SyncError(
                 f"rollout engine {number} holds version {receipt.version} ({receipt.checksum}), "
-                f"the learner published {published.version} ({published.checksum})"
+                f"the learner published {version} ({checksum})"
             )

@@ -5,7 +5,7 @@ Implementations: `rl/actors/` (Ray), and in tests plain classes in one process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,15 +20,14 @@ from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 
 @dataclass(frozen=True)
 class Published:
-    """Weights on offer: their version, the learner's checksum, and handles to buckets of tensors in transport.
+    """Weights that a learner has begun to send: every sampler iterates over `tensors` once, wherever it loads them.
 
     `adapter` is PEFT's config when only LoRA matrices travel, None for full weights. `base` are the full weights that an
     adapter stands on, where they are not those of the samplers' own model folder (a quantized base), the first time.
     """
 
     version: int
-    checksum: str
-    buckets: tuple[Any, ...]
+    tensors: Iterable[tuple[str, Tensor]]
     adapter: Mapping[str, Any] | None = field(default=None)
     base: Published | None = None
 
@@ -40,7 +39,7 @@ class Rollouts(Protocol):
         """`sampling.n` completions or failures a sample, in the samples' order."""
 
     def load(self, published: Published) -> list[WeightsReceipt]:
-        """Take over weights; one receipt a sampler."""
+        """Take over weights; one receipt a sampler, over all that it loaded (an adapter's base included)."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,10 @@ class PolicyLearner(Protocol):
         """
 
     def publish(self, version: int) -> Published:
-        """Offer the current weights as `version`."""
+        """Begin to send the current weights as `version`, and return; the samplers must load them for it to end."""
+
+    def confirm(self, published: Published) -> str:
+        """Wait until all of it has been taken: the checksum of what was sent. Raises what sending raised."""
 
     def save(self, directory: Path) -> None:
         """Write weights, optimizer and RNG under `directory`."""

@@ -78,6 +78,11 @@ def checksum(tensors: NamedTensors) -> str:
     return passing.checksum
 
 
+def added(checksums: Iterable[str]) -> str:
+    """The checksum of several streams, as if they had been one."""
+    return f"{sum(int(checksum, 16) for checksum in checksums) % (1 << 128):032x}"
+
+
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """Some named tensors as plain byte arrays, which pickle protocol 5 (Ray's object store) moves without a copy on arrival.

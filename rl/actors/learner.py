@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,24 +61,25 @@ class LearnerActor:
         reference = None if handles is None else partial(_redeem, handles)
         return self.learner.update(_with_samples(share), self.objective, lr, reference)
 
-    def publish(self, version: int) -> Published | None:
+    def publish(self, version: int) -> tuple[Published, str] | None:
         """Put the weights into the object store, bucket by bucket. Only rank 0 answers."""
         model = self.learner.model
         if not (model.lora.rank and model.lora.sync == "adapter"):
             return self._publish(self.learner.full_weights(), version)
-        base = None
+        base, sums = None, []
         if model.quantization and not self.base_published:
-            base = self._publish(self.learner.base_weights(), version)
+            stored = self._publish(self.learner.base_weights(), version)
             self.base_published = True
-        return self._publish(self.learner.adapter_weights(), version, self._adapter_config(), base)
+            if stored is not None:
+                base, sums = stored[0], [stored[1]]
+        stored = self._publish(self.learner.adapter_weights(), version)
+        if stored is None:
+            return None
+        from rl.weights import added
 
-    def _publish(
-        self,
-        tensors: Iterable[tuple[str, Tensor]],
-        version: int,
-        adapter: dict[str, Any] | None = None,
-        base: Published | None = None,
-    ) -> Published | None:
+        return replace(stored[0], adapter=self._adapter_config(), base=base), added([*sums, stored[1]])
+
+    def _publish(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> tuple[Published, str] | None:
         from rl.weights import Checksummed, buckets
 
         if self.learner.rank:
@@ -86,7 +88,7 @@ class LearnerActor:
             return None
         passing = Checksummed(tensors)
         references = tuple(ray.put(bucket) for bucket in buckets(passing, BUCKET_BYTES))
-        return Published(version, passing.checksum, references, adapter, base)
+        return Published(version, Stored(references)), passing.checksum
 
     def _adapter_config(self) -> dict[str, Any]:
         from rl.policy import peft_config
@@ -120,6 +122,17 @@ def _redeem(handles: Sequence[tuple[ray.ObjectRef, int]]) -> Tensor:
     references = list(dict.fromkeys(reference for reference, _ in handles))
     computed = dict(zip(references, ray.get(references), strict=True))
     return torch.stack([computed[reference][place] for reference, place in handles])
+
+
+class Stored:
+    """Tensors in the object store, one bucket at a time in the hands of whoever iterates."""
+
+    def __init__(self, buckets: tuple[Any, ...]) -> None:
+        self.buckets = buckets
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for reference in self.buckets:
+            yield from ray.get(reference)
 
 
 class LearnerGroup:
@@ -188,8 +201,12 @@ class LearnerGroup:
         return shares
 
     def publish(self, version: int) -> Published:
-        published: Published = self.group.call_all("publish", version)[0]
+        published: Published
+        published, self._checksum = self.group.call_all("publish", version)[0]
         return published
+
+    def confirm(self, published: Published) -> str:
+        return self._checksum
 
     def export(self, directory: Path) -> None:
         self.group.call_all("export", directory)

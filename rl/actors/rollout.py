@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import ray
 
@@ -16,9 +15,6 @@ from rl.protocols import Published
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import Device, SamplerConfig, sampler_env
 from rl.tracking import peak_memory_mib
-
-if TYPE_CHECKING:
-    import torch
 
 
 class RolloutActor:
@@ -33,25 +29,17 @@ class RolloutActor:
         return self.sampler.generate(fetch(references), sampling)
 
     def load(self, published: Published) -> WeightsReceipt:
-        from rl.sampler import WeightsError
+        from rl.weights import added
 
-        if published.base is not None:
-            receipt = self.load(published.base)
-            if receipt.checksum != published.base.checksum:
-                raise WeightsError(f"the adapter's base arrived as {receipt.checksum}, not {published.base.checksum}")
-        tensors = _arriving(published)
-        if published.adapter is not None:
-            return self.sampler.load_adapter(tensors, published.adapter, published.version)
-        return self.sampler.load_weights(tensors, published.version)
+        loaded = [] if published.base is None else [self.load(published.base).checksum]
+        if published.adapter is None:
+            receipt = self.sampler.load_weights(published.tensors, published.version)
+        else:
+            receipt = self.sampler.load_adapter(published.tensors, published.adapter, published.version)
+        return WeightsReceipt(receipt.version, added([*loaded, receipt.checksum]))
 
     def peak_memory_mib(self) -> float:
         return peak_memory_mib()
-
-
-def _arriving(published: Published) -> Iterator[tuple[str, torch.Tensor]]:
-    """The published tensors, one bucket in this process's hands at a time."""
-    for reference in published.buckets:
-        yield from ray.get(reference)
 
 
 class RolloutGroup:

@@ -18,7 +18,7 @@ from rl.objectives import GrpoObjective
 from rl.protocols import Published
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler import VllmSampler
-from rl.weights import Checksummed, buckets
+from rl.weights import Checksummed
 
 
 class LocalLearner:
@@ -44,9 +44,11 @@ class LocalLearner:
         return self.learner.update(share, self.objective, lr, reference)
 
     def publish(self, version: int) -> Published:
-        passing = Checksummed((name, tensor.clone()) for name, tensor in self.learner.full_weights())
-        made = tuple(buckets(passing, 1 << 20))
-        return Published(version, passing.checksum, made)
+        self.passing = Checksummed((name, tensor.clone()) for name, tensor in self.learner.full_weights())
+        return Published(version, self.passing)
+
+    def confirm(self, published: Published) -> str:
+        return self.passing.checksum
 
     def save(self, directory: Path) -> None:
         self.learner.save(directory)
@@ -65,8 +67,7 @@ class LocalRollouts:
         return self.sampler.generate(samples, sampling)
 
     def load(self, published: Published) -> list[WeightsReceipt]:
-        tensors = (pair for bucket in published.buckets for pair in bucket)
-        return [self.sampler.load_weights(tensors, published.version)]
+        return [self.sampler.load_weights(published.tensors, published.version)]
 
 
 LocalRewards = RewardPool  # already has the shape of `rl.protocols.Rewards`
