@@ -66,5 +66,11 @@ class Engine(Protocol):
     def largest(self, values: Tensor) -> Tensor:
         """Maximum over the ranks. Collective."""
 
+    def offload(self) -> None:
+        """Move parameters and optimizer state to host memory, between two steps, so that another may use the device."""
+
+    def onload(self) -> None:
+        """Bring back what `offload` moved; before it no other method may be called but `close`."""
+
     def close(self) -> None:
         """Leave the process group."""

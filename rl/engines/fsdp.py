@@ -1,12 +1,13 @@
 """The FSDP2 engine: `fully_shard` over every transformer block, gloo on CPU, NCCL on GPU.
 
 Rank 0 reads the weights, the others build on `meta` and receive their shards, so host memory holds the model once a
-machine. Parameters and optimizer state stay in float32; `dtype` is what blocks compute in.
+machine. Parameters and optimizer state stay in float32; `dtype` is what blocks compute in. With `learner.offload=all` the
+shards, their gradients and the optimizer live in host memory, the step runs there, and a block comes to the device when
+it is gathered.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,54 +25,17 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from rl.config import LearnerConfig, ModelConfig, OptimizerConfig
 from rl.engines.base import Rendezvous
+from rl.engines.process_group import blocks, join
 from rl.policy import Policy, build_model
 from rl.quantization import full_precision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def join(where: Rendezvous) -> tuple[torch.device, bool]:
-    """Enter the process group of `where`: this rank's device, and whether the group was made here.
-
-    A group that exists (torchrun's, vLLM's in the same process) is used if it has the right size.
-    """
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", where.local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if dist.is_initialized():
-        if dist.get_world_size() != where.world_size:
-            raise ValueError(
-                f"this process is in a group of {dist.get_world_size()} ranks, the engine needs {where.world_size}"
-            )
-        return device, False
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    if where.alone:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if where.master_address.startswith("127.") else "")
-        if not os.environ["GLOO_SOCKET_IFNAME"]:
-            del os.environ["GLOO_SOCKET_IFNAME"]
-        dist.init_process_group(
-            backend,
-            init_method=f"tcp://{where.master_address}:{where.master_port}",
-            rank=where.rank,
-            world_size=where.world_size,
-        )
-    return device, True
-
-
-def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The transformer blocks that are sharded and checkpointed one by one, in order."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    for module in model.modules():
-        if type(module).__name__ in names:
-            yield module
+HOST = torch.device("cpu")
 
 
 def _own_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
@@ -109,6 +73,9 @@ class FsdpEngine:
         self.where = where
         self.device, self._owns_group = join(where)
         dtype = DTYPES[learner.dtype]
+        self.home, self._offload_policy = self.device, OffloadPolicy()  # `home`: where shards and optimizer live
+        if learner.offload:
+            self.home, self._offload_policy = HOST, CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
         self._lora = model.lora.rank > 0
         built = build_model(model, torch.float32, dtype, self.device, with_weights=where.rank == 0)
         policy = Policy(built, banned)
@@ -128,11 +95,16 @@ class FsdpEngine:
     def _shard(self, policy: Policy, dtype: torch.dtype, whole: set[nn.Parameter] | None = None) -> Policy:
         """Shard block by block; parameters in `whole` stay as they are on every rank, and blocks of nothing else too."""
         mesh = init_device_mesh(self.device.type, (self.where.world_size,))
-        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        options = {
+            "mesh": mesh,
+            "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
+            "offload_policy": self._offload_policy,
+            "ignored_params": whole,
+        }
         for block in blocks(policy.base):
             if whole is None or any(parameter not in whole for parameter in block.parameters()):
-                fully_shard(block, mesh=mesh, mp_policy=precision, ignored_params=whole)
-        fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False, ignored_params=whole)
+                fully_shard(block, **options)
+        fully_shard(policy, reshard_after_forward=False, **options)
         return policy
 
     def _shard_adapter(self, policy: Policy, dtype: torch.dtype) -> Policy:
@@ -148,7 +120,7 @@ class FsdpEngine:
     def _receive(self, weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
         """Give every rank its shard of rank 0's weights, and rank 0's non-persistent buffers (rotary frequencies)."""
         kept = {name: buffer.clone() for name, buffer in buffers.items()} if self.where.rank == 0 else {}
-        self.policy.to_empty(device=self.device)
+        self.policy.to_empty(device=self.home)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=not self.where.alone)
         set_model_state_dict(self.policy, weights, options=options)
         for name, buffer in self.policy.named_buffers():
@@ -156,6 +128,13 @@ class FsdpEngine:
                 buffer.copy_(kept[name])
             if not self.where.alone:
                 dist.broadcast(buffer, src=0)
+        self._bring_buffers()
+
+    def _bring_buffers(self) -> None:
+        """Buffers are computed with as they are: on the device, wherever the shards live."""
+        for module in self.policy.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.device))
 
     def _build_optimizer(self, config: OptimizerConfig) -> torch.optim.AdamW:
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
@@ -223,6 +202,24 @@ class FsdpEngine:
     def _changing(self, state: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds: under LoRA the adapter alone, because the base is in the model's folder."""
         return {name: value for name, value in state.items() if ".lora_" in name} if self._lora else state
+
+    def offload(self) -> None:
+        self._move(HOST)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # before anybody reads, or uses the memory that was left
+            torch.cuda.empty_cache()
+
+    def onload(self) -> None:
+        self._move(self.home)
+        self._bring_buffers()
+
+    def _move(self, device: torch.device) -> None:
+        """Shards, buffers and optimizer state; a copy to the host that need not wait is made into pinned memory."""
+        self.policy.to(device, non_blocking=True)
+        for state in self.optimizer.state.values() if self.optimizer else ():
+            for name, value in state.items():
+                if value.dim():  # the step count stays where AdamW reads it, on the host
+                    state[name] = value.to(device, non_blocking=True)
 
     def total(self, values: Tensor) -> Tensor:
         return self._reduce(values, dist.ReduceOp.SUM)
