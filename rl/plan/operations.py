@@ -102,9 +102,9 @@ def _vision_attention(shape: ModelShape, group: Group) -> float:
     vision = shape.vision
     image = group.patches / group.images
     everywhere = 4 * vision.hidden * image
-    window = min(image, (vision.window / vision.patch) ** 2) if vision.window else image
-    full = vision.full_attention_layers if vision.window else vision.layers
-    each = full * everywhere + (vision.layers - full) * 4 * vision.hidden * window
+    window = min(image, (vision.window / vision.patch) ** 2)
+    local_layers = vision.layers - vision.full_attention_layers
+    each = vision.full_attention_layers * everywhere + local_layers * 4 * vision.hidden * window
     return group.copies * group.patches * each
 
 

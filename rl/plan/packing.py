@@ -1,67 +1,49 @@
-"""Which node each role's workers stand on, as cluster/placement.py packs them, or what is missing.
-
-A worker is never cut: a sampler of four tensor-parallel ranks takes four GPUs of one node. Roles with the largest workers
-choose first, and each fills the node that takes most of it.
-"""
+"""Which node each role's workers would stand on: cluster/packing.py's own answer, for nodes that nobody has rented yet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cluster.packing import Node, RoleSpec, pack, shortage
+from rl.plan.memory import RoleMemory
 
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """`count` workers of a role, each of `gpus` GPUs of one node."""
-
-    role: str
-    count: int
-    gpus: int
-
-    @property
-    def total(self) -> int:
-        return self.count * self.gpus
+TOGETHER = ("learner", "reference")  # ranks of one collective
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
-    """Workers of each role on each node, and in words what found no place (None: everything did)."""
+class Places:
+    """Workers of each role by node, as far as they were placed, and in words what is missing (None: nothing)."""
 
-    placed: tuple[tuple[str, tuple[int, ...]], ...]
+    by_node: Mapping[str, tuple[int, ...]]
     missing: str | None
 
     def nodes(self, role: str) -> int:
-        """Nodes that a role spans, at least 1."""
-        return max(1, sum(1 for count in self.by_node(role) if count))
+        """Nodes that a role spans; under colocation those that the shared GPUs span."""
+        return max([1, *(len(counts) for name, counts in self.by_node.items() if role in name.split("+"))])
 
     def most_on_a_node(self, role: str) -> int:
-        """Workers of a role on the node that has most of them, at least 1."""
-        return max([1, *self.by_node(role)])
-
-    def by_node(self, role: str) -> tuple[int, ...]:
-        return next((counts for name, counts in self.placed if name == role), ())
+        return max([1, *(max(counts) for name, counts in self.by_node.items() if role in name.split("+"))])
 
 
-def pack(roles: Sequence[Workers], nodes: int, gpus_per_node: int) -> Packing:
-    """Fill `nodes` empty nodes, larger workers first."""
-    free = [gpus_per_node] * nodes
-    placed, missing = [], None
-    for role in sorted(roles, key=lambda role: -role.gpus):
-        counts, left = [0] * nodes, role.count
-        for node in sorted(range(nodes), key=lambda node: -(free[node] // role.gpus)):
-            taken = min(left, free[node] // role.gpus)
-            counts[node], left = taken, left - taken
-            free[node] -= taken * role.gpus
-        placed.append((role.role, tuple(counts)))
-        missing = missing or (_shortage(role, left, roles, nodes, gpus_per_node) if left else None)
-    return Packing(tuple(placed), missing)
+def places(roles: Sequence[RoleMemory], nodes: int, gpus_per_node: int) -> Places:
+    """Where the GPU workers of `roles` go. Where they do not all fit, every role is placed as if it were alone."""
+    specs = [_spec(role) for role in roles]
+    machines = [Node(str(number), f"node {number}", {"GPU": float(gpus_per_node)}) for number in range(nodes)]
+    packing = pack(specs, machines)
+    if packing is not None:
+        found = {name: tuple(Counter(node.id for node in where).values()) for name, where in packing.items()}
+        return Places(found, None)
+    return Places({spec.name: _alone(spec, gpus_per_node) for spec in specs}, shortage(specs, machines))
 
 
-def _shortage(role: Workers, left: int, roles: Sequence[Workers], nodes: int, gpus_per_node: int) -> str:
-    asked = " + ".join(f"{other.role} {other.total}" for other in roles)
-    total, there = sum(other.total for other in roles), nodes * gpus_per_node
-    if role.gpus > gpus_per_node:
-        return f"a {role.role} worker takes {role.gpus} GPUs of one node, a node has {gpus_per_node}"
-    if total > there:
-        return f"the roles ask for {total} GPUs ({asked}), {nodes} × {gpus_per_node} are {there}"
-    return f"{left} of {role.count} {role.role} workers of {role.gpus} GPUs find no node with room ({asked})"
+def _spec(role: RoleMemory) -> RoleSpec:
+    together = any(name in TOGETHER for name in role.role.split("+"))
+    return RoleSpec(role.role, role.actors, cpus=0.0, gpus=1.0, tensor_parallel=role.gpus_per_actor, together=together)
+
+
+def _alone(spec: RoleSpec, gpus_per_node: int) -> tuple[int, ...]:
+    each = max(1, gpus_per_node // spec.tensor_parallel)
+    full, rest = divmod(spec.count, each)
+    return (*[each] * full, *([rest] if rest else []))

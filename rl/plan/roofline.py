@@ -36,6 +36,26 @@ def longest(*costs: Cost) -> Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """Seconds a step, of which `hidden` run beside other work; `how` is the arithmetic in a line."""
+
+    name: str
+    seconds: float
+    bound: Bound
+    how: str
+    hidden: float = 0.0
+
+    @property
+    def exposed(self) -> float:
+        return self.seconds - self.hidden
+
+
+def phase(name: str, cost: Cost, how: str, hidden: float = 0.0) -> Phase:
+    """A phase of `cost`, as much of it hidden as `hidden` seconds of other work allow."""
+    return Phase(name, cost.seconds, cost.bound, how, min(hidden, cost.seconds))
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """Hardware at the efficiencies of section `plan`."""
 

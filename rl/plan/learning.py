@@ -1,0 +1,140 @@
+"""Time of the learner and the reference: forwards, backwards, what ranks exchange, the optimizer, checkpoints.
+
+Gathers run ahead of the blocks that need them, so an exchange shows only as far as it outlasts the computing beside it.
+"""
+
+from __future__ import annotations
+
+from rl.plan.operations import group_operations
+from rl.plan.roofline import COLLECTIVE_S, HOST_BYTES_PER_S, Cost, Phase, longest, phase
+from rl.plan.situation import Dealt, Situation
+
+MASTER = 4  # bytes of a parameter, a gradient or a moment in float32
+ADAMW = 7 * MASTER  # reads parameter, gradient and two moments, writes three of them
+
+
+def logprobs(at: Situation) -> tuple[Phase, ...]:
+    """Old logprobs, where a step has several updates, and the reference's, which runs beside the learner's forwards."""
+    recipe = at.recipe
+    phases = []
+    hidden = _forward(at, at.groups_per_update, recipe.learner.ranks, "learner")[0].seconds
+    if recipe.algorithm.old_logprobs == "learner" and at.groups > at.groups_per_update:
+        cost, how = _forward(at, at.groups, recipe.learner.ranks, "learner")
+        phases.append(phase("old logprobs", cost, how))
+        hidden = cost.seconds
+    if recipe.algorithm.kl_coefficient:
+        on_learner = recipe.reference.on == "learner"
+        ranks = recipe.learner.ranks if on_learner else recipe.reference.ranks
+        cost, how = _forward(at, at.groups, ranks, "learner" if on_learner else "reference")
+        alone = on_learner or recipe.cluster.placement == "colocated"
+        phases.append(phase("reference", cost, how, 0.0 if alone else hidden))
+    return tuple(phases)
+
+
+def _forward(at: Situation, groups: int, ranks: int, role: str) -> tuple[Cost, str]:
+    """Logprobs of `groups` without gradients: every micro-batch gathers the parameters once."""
+    dealt = at.dealt(groups, ranks)
+    operations = dealt.groups * group_operations(at.shape, at.group).forward
+    gathering = _gathers(at, dealt.micro_batches, 1, ranks, role)
+    cost = longest(at.machine.compute(operations), gathering, _reading(at, dealt, 1))
+    how = f"{operations / 1e12:.4g} TFLOP a rank, {dealt.tokens:.0f} tokens in {dealt.micro_batches} micro-batches"
+    return cost, how if cost.bound == "compute" else f"{how}; gathers {gathering.seconds:.3g} s"
+
+
+def update(at: Situation) -> tuple[Phase, ...]:
+    """Forward, backward and what is computed again, the exchanges beside them, and the optimizer; all updates of a step."""
+    updates = -(-at.groups // at.groups_per_update)
+    dealt = at.dealt(at.groups_per_update, at.recipe.learner.ranks)
+    checkpointing = at.recipe.learner.activation_checkpointing
+    operations = group_operations(at.shape, at.group)
+    total = updates * dealt.groups * operations.update(checkpointing)
+    passes = 3 if checkpointing else 2
+    computing = longest(at.machine.compute(total), _times(_reading(at, dealt, passes), updates))
+    how = (
+        f"{updates} × {dealt.micro_batches} micro-batches, {updates * dealt.tokens:.0f} tokens a rank, "
+        f"{operations.update(checkpointing) / operations.forward:.2g} × forward = {total / 1e12:.4g} TFLOP"
+    )
+    exchange, exchange_how = _exchanges(at, updates, dealt)
+    return (
+        phase("update", computing, how),
+        phase("collectives", exchange, exchange_how, computing.seconds),
+        _optimizer(at, updates),
+    )
+
+
+def _times(cost: Cost, number: int) -> Cost:
+    return Cost(cost.seconds * number, cost.bound)
+
+
+def _reading(at: Situation, dealt: Dealt, passes: int) -> Cost:
+    """Weights from memory once a pass; packed ones are unpacked first: half a byte read, two written, two read."""
+    each = 4.5 if at.recipe.model.quantization else at.compute_bytes
+    return at.machine.memory(dealt.micro_batches * passes * each * at.shape.numel)
+
+
+def sharded_numel(at: Situation) -> int:
+    """Parameters that ranks gather: all, but of a packed base, which every rank holds, the adapter alone."""
+    return at.shape.numel_adapter if at.recipe.model.quantization else at.shape.numel
+
+
+def _gathers(at: Situation, micro_batches: int, times: int, ranks: int, role: str) -> Cost:
+    whole = sharded_numel(at) * at.compute_bytes
+    each = at.machine.exchange(whole, ranks, at.places.nodes(role))
+    latency = COLLECTIVE_S * _blocks(at) * (ranks > 1)
+    return Cost(micro_batches * times * (each.seconds + latency), each.bound)
+
+
+def _blocks(at: Situation) -> int:
+    return sum(block.count for block in at.shape.blocks if block.sharded_alone) + 1
+
+
+def _exchanges(at: Situation, updates: int, dealt: Dealt) -> tuple[Cost, str]:
+    """Parameters gathered for forward and backward, gradients reduced in float32; over PCIe where they live on the host."""
+    learner, nodes = at.recipe.learner, at.places.nodes("learner")
+    rounds = updates * dealt.micro_batches
+    resident = learner.engine == "deepspeed" and learner.zero_stage == 2
+    gathers = _gathers(at, updates if resident else rounds, 1 if resident else 2, learner.ranks, "learner")
+    reduced = at.machine.exchange(MASTER * at.shape.numel_trainable, learner.ranks, nodes)
+    wire = Cost(gathers.seconds + rounds * reduced.seconds, gathers.bound)
+    gigabytes = (sharded_numel(at) * at.compute_bytes * 2 + MASTER * at.shape.numel_trainable) / 1e9
+    how = f"{rounds} × (gather twice, reduce once) = {gigabytes:.3g} GB over {learner.ranks} ranks on {nodes} nodes"
+    if resident:
+        how = f"{rounds} × reduce, {updates} × gather over {learner.ranks} ranks on {nodes} nodes"
+    if learner.offload != "all":
+        return wire, how
+    shard = MASTER * (2 * sharded_numel(at) + at.shape.numel_trainable) / learner.ranks
+    return longest(wire, at.machine.pcie(rounds * shard)), f"{how}; shards cross PCIe as often"
+
+
+def _optimizer(at: Situation, updates: int) -> Phase:
+    """AdamW on a rank's shard, where its state lives."""
+    learner = at.recipe.learner
+    shard = at.shape.numel_trainable / learner.ranks
+    how = f"{updates} × {ADAMW} bytes × {shard / 1e6:.4g} M parameters a rank"
+    if learner.offload is None:
+        return phase("optimizer", _times(at.machine.memory(ADAMW * shard), updates), how)
+    together = at.places.most_on_a_node("learner")
+    host = Cost(updates * ADAMW * shard * together / HOST_BYTES_PER_S, "host")
+    crossing = (
+        at.machine.pcie(updates * (MASTER + at.compute_bytes) * shard).seconds if learner.offload == "optimizer" else 0.0
+    )
+    return phase("optimizer", Cost(host.seconds + crossing, "host"), f"{how}, on the host, {together} ranks a node")
+
+
+def checkpoint_bytes(at: Situation) -> int:
+    """Parameters and two moments in float32 of what trains; under LoRA the adapter alone, else the frozen part as well."""
+    frozen = 0 if at.shape.numel_adapter else at.shape.numel - at.shape.numel_trainable
+    return MASTER * (3 * at.shape.numel_trainable + frozen)
+
+
+def checkpoints(at: Situation) -> int:
+    """Written in a whole stage."""
+    every = at.recipe.checkpoint.every
+    return ((at.steps - 1) // every if every else 0) + 1
+
+
+def checkpoint(at: Situation) -> Phase:
+    size, count = checkpoint_bytes(at), checkpoints(at)
+    seconds = size / (at.recipe.plan.disk_gb_per_s * 1e9)
+    how = f"{count} × {size / 1e9:.3g} GB to disk at {at.recipe.plan.disk_gb_per_s:g} GB/s, over {at.steps} steps"
+    return phase("checkpoint", Cost(count * seconds / max(1, at.steps), "disk"), how)
