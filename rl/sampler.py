@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_file
@@ -307,6 +307,18 @@ class VllmSampler:
             raise WeightsError(self._broken)
         self._engine.llm_engine.reset_encoder_cache()
 
+    # ── sharing a GPU (without one, vLLM keeps its memory; the states are the same) ──────────────────────────────────
+
+    def sleep(self, keep_weights: bool) -> None:
+        """Give up the KV cache, and the weights too: to host memory if they are kept, for good if a load is to follow."""
+        self._engine.sleep(level=1 if keep_weights else 2)
+        if not keep_weights:
+            self._broken = "they were given up for its sleep"
+
+    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        """Take memory for `part` again. Weights first: new ones may be loaded before there is room for a KV cache."""
+        self._engine.wake_up([part])
+
     def close(self) -> None:
         """Free the engine."""
         self._engine.llm_engine.engine_core.shutdown()
@@ -314,7 +326,10 @@ class VllmSampler:
 
 def _build_engine(config: SamplerConfig, encoder: PromptEncoder) -> LLM:
     logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)  # a thousand lines of tensors an error
-    special: dict[str, Any] = {}
+    special: dict[str, Any] = {"enable_sleep_mode": config.sleeps and not current_platform.is_cpu()}
+    if config.tensor_parallel_size > 1:
+        # In an actor of a placement group vLLM would start Ray actors for its ranks, and find no room for them there.
+        special["distributed_executor_backend"] = "mp"
     if config.max_lora_rank:
         room = next(rank for rank in LORA_RANKS if rank >= config.max_lora_rank)
         special |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}

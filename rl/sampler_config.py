@@ -16,7 +16,7 @@ class SamplerConfig:
 
     `model` is a Hugging Face folder or hub id. The KV cache takes `kv_cache_bytes` where given, else the share
     `gpu_memory_utilization` of the device. `max_lora_rank` 0 builds an engine without adapters. `seed` seeds draws that
-    have no seed of their own.
+    have no seed of their own. `sleeps`: its GPU's memory can be given up and taken again.
     """
 
     model: str
@@ -33,6 +33,7 @@ class SamplerConfig:
     enable_prefix_caching: bool = True
     max_lora_rank: int = 0
     seed: int = 0
+    sleeps: bool = False
 
 
 def sampler_env(device: Device, model: str) -> dict[str, str]:
