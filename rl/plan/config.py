@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rl.plan.gpus import find_gpu
+
 
 @dataclass
 class PlanConfig:
     """Which GPUs a recipe is meant for, and what its plan assumes.
 
-    `gpu`: a name of rl/plan/hardware.py, loosely written (A100-80G, h100); null: the recipe runs on CPU, or on whatever the
+    `gpu`: a name of rl/plan/gpus.py, loosely written (A100-80G, h100); null: the recipe runs on CPU, or on whatever the
     cluster has. `price`: dollars a GPU-hour; null: a list price, where one is known. `nic_gbit`, `host_memory_gb`: of a
     node; null: those of the vendor's own machine. `answer_tokens`: mean tokens of an answer; null: measured or assumed.
     `longest_answer`: a step's longest answer as a multiple of the mean. Efficiencies are shares of the data sheet's peak.
@@ -32,6 +34,8 @@ class PlanConfig:
 
     def validate(self) -> None:
         """Raises ValueError, naming the key, for values that cannot be."""
+        if self.gpu is not None:
+            find_gpu(self.gpu)
         for key in ("nodes", "gpus_per_node", "disk_gb_per_s"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"plan.{key} must be positive, got {getattr(self, key)}")

@@ -106,7 +106,7 @@ class Plan:
 def make_plan(recipe: Recipe, workload: Workload | None = None) -> Plan:
     """The plan of a recipe on the machines of its section `plan`.
 
-    `workload` where it is known already. Raises ConfigError for a GPU and ValueError for a model that is not known.
+    `workload` where it is known already. Raises ValueError for a model that is not known.
     """
     shape = shape_of(recipe.model)
     lengths = workload or workload_of(recipe, shape)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rl.config import Recipe, load_recipe
 from rl.plan.config import PlanConfig
-from rl.plan.hardware import Gpu, Hardware
+from rl.plan.gpus import Gpu
+from rl.plan.hardware import Hardware
 from rl.plan.memory import KvCache
 from rl.plan.packing import Places
 from rl.plan.roofline import Machine

@@ -6,7 +6,8 @@ import pytest
 
 from rl.config import ConfigError, load_recipe
 from rl.plan.config import PlanConfig
-from rl.plan.hardware import GPUS, find_gpu, hardware_of
+from rl.plan.gpus import GPUS, find_gpu
+from rl.plan.hardware import hardware_of
 
 
 @pytest.mark.parametrize(
@@ -32,18 +33,18 @@ def test_a_gpu_is_found_by_the_name_that_people_and_nvidia_smi_write(written: st
 
 
 def test_a_name_of_several_gpus_is_refused_with_all_of_them() -> None:
-    with pytest.raises(ConfigError, match=r"A100-40G, A100-80G, A100-80G-PCIe"):
+    with pytest.raises(ValueError, match=r"A100-40G, A100-80G, A100-80G-PCIe"):
         find_gpu("a100")
 
 
 @pytest.mark.parametrize(("written", "near"), [("H10", "H100"), ("A100-80", "A100-80G"), ("L40", "L40S")])
 def test_an_unknown_name_is_refused_with_the_nearest(written: str, near: str) -> None:
-    with pytest.raises(ConfigError, match=f"did you mean `{near}`"):
+    with pytest.raises(ValueError, match=f"did you mean `{near}`"):
         find_gpu(written)
 
 
 def test_nothing_is_mistaken_for_every_gpu() -> None:
-    with pytest.raises(ConfigError, match="one of A100-40G"):
+    with pytest.raises(ValueError, match="one of A100-40G"):
         find_gpu("NVIDIA")
 
 
@@ -74,6 +75,7 @@ def test_a_node_is_the_vendors_unless_the_recipe_says_otherwise() -> None:
         ("plan.compute_efficiency=1.5", "plan.compute_efficiency is a share"),
         ("plan.longest_answer=0.5", "plan.longest_answer is a multiple"),
         ("plan.price=-1", "plan.price is dollars"),
+        ("plan.gpu=H10", "plan.gpu is `H10`; did you mean `H100`"),
         ("plan.node=2", "did you mean `plan.nodes`"),
     ],
 )
