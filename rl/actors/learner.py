@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from cluster.devices import own_device
 from cluster.group import ActorGroup
 from cluster.placement import Slot
 from rl.actors.samples import SampleShipper, fetch
@@ -47,6 +48,7 @@ class LearnerActor:
         from rl.prompting import PromptEncoder
 
         encoder = PromptEncoder.of(model)
+        where = replace(where, local_rank=own_device())
         self.learner = Learner(model, config, optimizer, encoder, where, temperature, attention_loss)
         self.base_published = False
         if start_from is not None:
@@ -106,6 +108,12 @@ class LearnerActor:
     def load(self, directory: Path) -> None:
         self.learner.load(directory)
 
+    def offload(self) -> None:
+        self.learner.engine.offload()
+
+    def onload(self) -> None:
+        self.learner.engine.onload()
+
     def peak_memory_mib(self) -> float:
         return peak_memory_mib()
 
@@ -161,6 +169,7 @@ class LearnerGroup:
     ) -> list[ray.ObjectRef]:
         """Begin loading on all ranks; `ready` waits."""
         address, port = self.group.rendezvous()
+        # Which device is a rank's own shows in its process only: see LearnerActor.build.
         ranks = [Rendezvous(rank, len(self.group), 0, address, port) for rank in range(len(self.group))]
         fixed = (model, self.config, optimizer, algorithm, attention_loss)
         arguments = [(*fixed, where, temperature, start_from) for where in ranks]
@@ -216,6 +225,13 @@ class LearnerGroup:
 
     def load(self, directory: Path) -> None:
         self.group.call_all("load", directory)
+
+    def offload(self) -> None:
+        """All ranks wait in host memory, once they have done what they were asked before."""
+        self.group.call_all("offload")
+
+    def onload(self) -> None:
+        self.group.call_all("onload")
 
     def peak_memory(self) -> dict[str, float]:
         """Peak host memory in MiB by rank."""
