@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import ray
 
@@ -38,6 +39,12 @@ class RolloutActor:
             receipt = self.sampler.load_adapter(published.tensors, published.adapter, published.version)
         return WeightsReceipt(receipt.version, added([*loaded, receipt.checksum]))
 
+    def sleep(self, keep_weights: bool) -> None:
+        self.sampler.sleep(keep_weights)
+
+    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        self.sampler.wake(part)
+
     def peak_memory_mib(self) -> float:
         return peak_memory_mib()
 
@@ -71,6 +78,12 @@ class RolloutGroup:
     def load(self, published: Published) -> list[WeightsReceipt]:
         return self.group.call_all("load", published)
 
+    def sleep(self, keep_weights: bool) -> None:
+        self.group.call_all("sleep", keep_weights)
+
+    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        self.group.call_all("wake", part)
+
     def peak_memory(self) -> dict[str, float]:
         """Peak host memory in MiB by actor."""
         return {f"rollout-{rank}": mib for rank, mib in enumerate(self.group.call_all("peak_memory_mib"))}
@@ -79,8 +92,10 @@ class RolloutGroup:
         self.group.shutdown()
 
 
-def sampler_config(model: ModelConfig, rollout: RolloutConfig, seed: int, max_images: int) -> SamplerConfig:
-    """The engine that a recipe asks for."""
+def sampler_config(
+    model: ModelConfig, rollout: RolloutConfig, seed: int, max_images: int, sleeps: bool = False
+) -> SamplerConfig:
+    """The engine that a recipe asks for; it `sleeps` where it shares its GPUs."""
     adapters = model.lora.rank if model.lora.sync == "adapter" else 0
     return SamplerConfig(
         model=model.path,
@@ -96,4 +111,5 @@ def sampler_config(model: ModelConfig, rollout: RolloutConfig, seed: int, max_im
         enforce_eager=rollout.enforce_eager,
         max_lora_rank=adapters,
         seed=seed,
+        sleeps=sleeps,
     )
