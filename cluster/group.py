@@ -91,6 +91,11 @@ class ActorGroup:
             raise ValueError(f"{self.role}: {len(self.actors)} ranks need as many argument lists, got {len(args_each)}")
         return [getattr(actor, method).remote(*args) for actor, args in zip(self.actors, args_each, strict=True)]
 
+    def submit_to(self, rank: int, method: str, *args: Any) -> ray.ObjectRef[Any]:
+        """Call `method` on one rank, without waiting."""
+        reference: ray.ObjectRef[Any] = getattr(self.actors[rank], method).remote(*args)
+        return reference
+
     def call_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """The results of submit_all, in rank order. Raises ActorError."""
         return self.collect(method, self.submit_all(method, *args, **kwargs))
@@ -115,17 +120,29 @@ class ActorGroup:
         waiting = {reference: rank for rank, reference in enumerate(references)}
         while waiting:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+            done = self.first_done(method, waiting, left)
             if not done:
                 rank = min(waiting.values())
                 raise ActorError(self.role, rank, method, f"not done after {timeout_s:g} s{self._log_of(rank)}")
-            for reference in done:
-                rank = waiting.pop(reference)
-                try:
-                    results[rank] = ray.get(reference)
-                except RayError as error:
-                    raise ActorError(self.role, rank, method, self._describe(error, rank)) from error
+            for reference, result in done.items():
+                results[waiting.pop(reference)] = result
         return [results[rank] for rank in range(len(references))]
+
+    def first_done(
+        self, method: str, waiting: Mapping[ray.ObjectRef[Any], int], timeout_s: float | None
+    ) -> dict[ray.ObjectRef[Any], Any]:
+        """The results that are there once one is, of references with their ranks; none after `timeout_s`.
+
+        Raises ActorError for a rank that failed.
+        """
+        done, _ = ray.wait(list(waiting), num_returns=1, timeout=timeout_s) if waiting else ([], [])
+        return {reference: self._result(method, reference, waiting[reference]) for reference in done}
+
+    def _result(self, method: str, reference: ray.ObjectRef[Any], rank: int) -> Any:
+        try:
+            return ray.get(reference)
+        except RayError as error:
+            raise ActorError(self.role, rank, method, self._describe(error, rank)) from error
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port on rank 0's node for torch.distributed: MASTER_ADDR and MASTER_PORT."""

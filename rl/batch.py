@@ -6,7 +6,7 @@ Tensors (N groups, G answers a group, R answer tokens; padded with zeros):
     response_mask     [N, G, R] float32   old_logprobs        [N, G, R] float32   (only off-policy)
     loss_mask         [N, G, R] float32   reference_logprobs  [N, G, R] float32   (only with a KL term, in the learner)
     rewards           [N, G]    float32   advantages          [N, G, R] float32
-    prompt_tokens     [N]       int64
+    prompt_tokens     [N]       int64     current_mask        [N, G, R] float32   (only asynchronous: of the present policy)
 
 `response_mask` says which tokens exist, `loss_mask` which ones teach. Non-tensors, one a group: `sample`, a Sample or a Ray
 reference to one, so that encoded images travel once and are decoded where they are used; `reference`, a handle on the

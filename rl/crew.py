@@ -14,6 +14,7 @@ from cluster.session import Session
 from rl.actors.learner import LearnerGroup
 from rl.actors.reward import RewardGroup
 from rl.actors.rollout import RolloutGroup, sampler_config
+from rl.actors.rollout_stream import StreamingRolloutGroup
 from rl.actors.samples import SampleShipper
 from rl.config import OptimizerConfig, Recipe
 from rl.sampler_config import Device
@@ -69,7 +70,8 @@ class Crew:
         self.rewards = session.own(RewardGroup(self.placement["reward"], recipe.reward, {}, self.timeout))
         engine = sampler_config(recipe.model, recipe.rollout, recipe.seed, max_images)
         device: Device = "gpu" if self.gpus else "cpu"
-        self.rollouts = session.own(RolloutGroup(self.placement["rollout"], engine, device, self.shipper, self.timeout))
+        samplers = StreamingRolloutGroup if recipe.grpo.max_staleness else RolloutGroup
+        self.rollouts = session.own(samplers(self.placement["rollout"], engine, device, self.shipper, self.timeout))
 
     def start_stage(self, stage: str, start_from: Path | None) -> StagePolicy:
         """Load a stage's learner, and its reference if it has one, while the rollout actors may still be loading."""

@@ -33,7 +33,8 @@ class EngineThread:
     """Everything that touches the engine happens in this one thread, from its construction on; see the picture above."""
 
     def __init__(self) -> None:
-        self._asked: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._asked: deque[Callable[[], object]] = deque()
+        self._calls: list[Future[Any]] = []
         self._finished: list[SampledGroup] = []
         self._engine: Stepped | None = None
         self._error: Exception | None = None
@@ -51,9 +52,17 @@ class EngineThread:
         with self._changed:
             if self._error is not None:
                 raise self._error
-            self._asked.append((future, lambda: function(*args, **kwargs)))
+            assert not self._closed, "the engine's thread has ended"
+            self._calls.append(future)
+            self._asked.append(lambda: _fulfil(future, lambda: function(*args, **kwargs)))
             self._changed.notify_all()
         return future.result()
+
+    def post(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """`function(…)` in the thread, without waiting. What it raises ends the thread, and `collect` raises it."""
+        with self._changed:
+            self._asked.append(lambda: function(*args, **kwargs))
+            self._changed.notify_all()
 
     def drive(self, engine: Stepped) -> None:
         """Step `engine` from now on, whenever it is busy."""
@@ -85,26 +94,28 @@ class EngineThread:
             while not self._closed:
                 asked = self._next()
                 began = time.perf_counter()
-                for future, function in asked:
-                    _fulfil(future, function)
+                for function in asked:
+                    function()
                 self._step()
                 self._busy_seconds += time.perf_counter() - began
         except Exception as error:  # whoever waits for groups or asks for something is told
             with self._changed:
                 self._error = error
-                for future, _ in self._asked:
-                    future.set_exception(error)
+                for future in self._calls:
+                    if not future.done():
+                        future.set_exception(error)
                 self._changed.notify_all()
 
     def _works(self) -> bool:
         return self._engine is not None and self._engine.busy
 
-    def _next(self) -> list[tuple[Future[Any], Callable[[], Any]]]:
+    def _next(self) -> list[Callable[[], object]]:
         """What was asked meanwhile; waits until something is, or there is a step to do."""
         with self._changed:
             self._changed.wait_for(lambda: self._asked or self._closed or self._works())
             asked = list(self._asked)
             self._asked.clear()
+            self._calls = [future for future in self._calls if not future.done()]
             return asked
 
     def _step(self) -> None:

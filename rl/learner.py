@@ -92,10 +92,10 @@ class Learner:
         """|learner − sampler| on the same tokens, while the learner still is the policy that sampled."""
         if not micro.meta_info.get("on_policy", False):
             return
-        mask = micro.batch["response_mask"]
+        mask = micro.batch["current_mask" if "current_mask" in micro.batch.keys() else "response_mask"]
         gap = (logprobs.detach().cpu() - micro.batch["rollout_logprobs"]).abs() * mask
         meter.peak("mismatch/max", gap.max())
-        meter.mean("mismatch/mean", gap.sum() / mask.sum(), mask.sum())
+        meter.mean("mismatch/mean", gap.sum() / mask.sum().clamp(min=1), mask.sum())
 
     def _forward(self, micro: DataProto, inputs: ModelInputs, record: BoxRecord | None = None) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies [N, G, R] of a micro-batch."""

@@ -11,7 +11,7 @@ zero. The loop sees Protocols only: Ray and vLLM live behind `rl/actors/`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,13 @@ from rl.config import AlgorithmConfig, GrpoConfig
 from rl.protocols import FrozenPolicy, PolicyLearner, Rewards, Rollouts
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.schedule import learning_rate
+
+# The phases of a synchronous step in which each role works.
+WORK: Mapping[str, Sequence[str]] = {
+    "rollout": ("rollout", "publish"),
+    "learner": ("gate", "old_logprobs", "update", "publish"),
+    "reward": ("reward",),
+}
 
 
 class SyncError(RuntimeError):
@@ -99,11 +106,7 @@ class GrpoLoop:
         """Sample and judge groups; with dynamic sampling, until enough of them can teach (DAPO)."""
         groups: list[Group] = []
         for attempt in range(self.algorithm.max_sampling_rounds if self.algorithm.dynamic_sampling else 1):
-            samples = self.prompts.take(self.grpo.prompts_per_step - len(groups))
-            with self.clock.phase("rollout"):
-                answers = self.roles.rollouts.generate(samples, self._sampling_of(step, attempt))
-            with self.clock.phase("reward"):
-                judged = self.judge(samples, answers, report)
+            judged = self.next_groups(self.grpo.prompts_per_step - len(groups), step, attempt, report)
             whole = [group for group in judged if len(group.rollouts) >= 2]
             count_up(report.metrics, "groups/dropped", len(judged) - len(whole))
             if self.algorithm.dynamic_sampling:
@@ -114,6 +117,14 @@ class GrpoLoop:
             if len(groups) >= self.grpo.prompts_per_step:
                 break
         return groups
+
+    def next_groups(self, count: int, step: int, attempt: int, report: StepReport) -> list[Group]:
+        """The next `count` prompts with those of their answers that were sampled and judged."""
+        samples = self.prompts.take(count)
+        with self.clock.phase("rollout"):
+            answers = self.roles.rollouts.generate(samples, self._sampling_of(step, attempt))
+        with self.clock.phase("reward"):
+            return self.judge(samples, answers, report)
 
     def _sampling_of(self, step: int, attempt: int) -> Sampling:
         """The step's own seed, so that a resumed run draws what the uninterrupted one would have drawn."""
@@ -207,6 +218,9 @@ class GrpoLoop:
         with self.clock.phase("publish"):
             hand_over(self.roles.learner, self.roles.rollouts, self.version)
 
+    def shutdown(self) -> None:
+        """End what goes on between steps: nothing, here."""
+
     def _summary(self, groups: Sequence[Group]) -> dict[str, float]:
         scores = [score for group in groups for score in group.scores]
         totals = torch.tensor([score.total for score in scores])
@@ -224,16 +238,21 @@ class GrpoLoop:
             metrics[f"reward/{name}"] = sum(score.parts[name] for score in scores) / len(scores)
         return metrics
 
-    @staticmethod
-    def _throughput(groups: Sequence[Group], times: dict[str, float]) -> dict[str, float]:
+    def _throughput(self, groups: Sequence[Group], times: dict[str, float]) -> dict[str, float]:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         tokens = sum(len(rollout.tokens) for rollout in rollouts)
         seconds = max(times["time/step"], 1e-9)
-        return times | {
+        speeds = {
             "throughput/samples_per_s": len(rollouts) / seconds,
             "throughput/tokens_per_s": tokens / seconds,
             "throughput/rollout_tokens_per_s": tokens / max(times["time/rollout"], 1e-9),
         }
+        idle = {f"throughput/idle_{role}": max(0.0, 1.0 - busy / seconds) for role, busy in self._busy(times).items()}
+        return times | speeds | idle
+
+    def _busy(self, times: dict[str, float]) -> dict[str, float]:
+        """Seconds of the step in which each role had something to do; weights keep both busy who send and take them."""
+        return {role: sum(times.get(f"time/{phase}", 0.0) for phase in phases) for role, phases in WORK.items()}
 
 
 def count_up(metrics: dict[str, float], name: str, count: int) -> None:

@@ -26,7 +26,9 @@ from rl.config import ConfigError, Recipe, to_container, to_yaml
 from rl.crew import Crew
 from rl.evaluation import evaluate
 from rl.loop import GrpoLoop, Roles, StepReport, hand_over
+from rl.loop_async import AsyncGrpoLoop
 from rl.loop_sft import SftLoop
+from rl.prompt_ledger import PromptLedger
 from rl.prompting import PromptEncoder
 from rl.records import Sampling
 from rl.runlog import ValidationRecord, cut_after, write_atomically
@@ -127,9 +129,10 @@ class Stage:
     def _grpo(self) -> GrpoLoop:
         recipe, crew = self.recipe, self.crew
         rollout = recipe.rollout
-        return GrpoLoop(
+        loop = AsyncGrpoLoop if recipe.grpo.max_staleness else GrpoLoop
+        made = loop(
             roles=Roles(crew.rollouts, crew.rewards, self.policy.learner, self.policy.reference),
-            prompts=PromptStream(self.run_.train, recipe.seed),
+            prompts=PromptLedger(self.run_.train, recipe.seed),
             complete=self.run_.encoder.completion,
             grpo=recipe.grpo,
             algorithm=recipe.algorithm,
@@ -138,6 +141,7 @@ class Stage:
             ),
             mismatch_bound=recipe.mismatch_bound,
         )
+        return crew.session.own(made)
 
     def _sft(self) -> SftLoop:
         encoder, teach = self.run_.encoder, TEACHERS[self.recipe.sft.teacher]

@@ -80,7 +80,8 @@ class StreamingSampler(VllmSampler):
     @property
     def _states(self) -> Mapping[str, Any]:
         """vLLM's state of every answer that is not finished."""
-        return self._engine.llm_engine.output_processor.request_states
+        states: Mapping[str, Any] = self._engine.llm_engine.output_processor.request_states
+        return states
 
     def advance(self) -> list[SampledGroup]:
         """One step of the engine: a token more for every answer under way. Returns the groups that have ended."""

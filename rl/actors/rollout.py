@@ -52,6 +52,9 @@ class RolloutActor:
 class RolloutGroup:
     """`rl.protocols.Rollouts` over actors. Loading begins with the constructor; `ready` waits for it."""
 
+    actor_class: type[RolloutActor] = RolloutActor
+    max_concurrency: int | None = None  # methods of an actor that may run side by side
+
     def __init__(
         self,
         slots: Sequence[Slot],
@@ -62,7 +65,14 @@ class RolloutGroup:
     ) -> None:
         self.shipper, self.timeout_s = shipper, timeout_s
         env = sampler_env(device, config.model)
-        self.group = ActorGroup.start("rollout", RolloutActor, slots, env_vars=env, timeout_s=timeout_s)
+        self.group = ActorGroup.start(
+            "rollout",
+            self.actor_class,
+            slots,
+            env_vars=env,
+            timeout_s=timeout_s,
+            max_concurrency=self.max_concurrency,
+        )
         self._loading: list[ray.ObjectRef] = self.group.submit_all("build", config)
 
     def ready(self) -> None:

@@ -46,6 +46,13 @@ VIEWS: Mapping[str, MetricView] = {
     "throughput/samples_per_s": MetricView("Throughput", "answers a second", zero=True),
     "throughput/tokens_per_s": MetricView("Throughput", "tokens a second", zero=True),
     "throughput/rollout_tokens_per_s": MetricView("Sampling speed", "tokens a second", zero=True),
+    "throughput/idle_rollout": MetricView("Samplers idle", "share of a step", zero=True),
+    "throughput/idle_learner": MetricView("Learner idle", "share of a step", zero=True),
+    "throughput/idle_reward": MetricView("Rewards idle", "share of a step", zero=True),
+    "staleness/mean": MetricView("Staleness", "policy versions, mean of the tokens", zero=True),
+    "staleness/max": MetricView("Oldest token", "policy versions", zero=True),
+    "staleness/current_tokens": MetricView("Tokens of the present policy", "share", zero=True),
+    "rollout/carried": MetricView("Answers over an update", "sampled by several versions", zero=True),
     "data/epoch": MetricView("Epoch", zero=True, noisy=False),
 }
 
@@ -53,7 +60,7 @@ GROUPS: Sequence[GroupView] = (
     GroupView("blue", ("reward/",)),
     GroupView("violet", ("loss/", "policy/")),
     GroupView("red", ("mismatch/",)),
-    GroupView("teal", ("rollout/",)),
+    GroupView("teal", ("rollout/", "staleness/")),
     GroupView("slate", ("grad_norm", "lr")),
     GroupView("amber", ("throughput/",)),
 )
