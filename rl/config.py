@@ -82,19 +82,26 @@ class RolloutConfig:
 class LearnerConfig:
     """The policy learner: its engine, world size, numerics, and how a step is cut into micro-batches."""
 
-    engine: str = "fsdp"
+    engine: str = "fsdp"  # fsdp | deepspeed
+    zero_stage: int = 3  # of deepspeed; 2: gradients and optimizer sharded | 3: parameters too
     ranks: int = 1
     dtype: str = "bfloat16"  # compute; parameters and optimizer stay in float32
     tokens_per_micro_batch: int = 16384
     layout: str = "shared"  # shared: a group is one sequence, its prompt once | plain: one row an answer
     activation_checkpointing: bool = True
+    sequence_parallel: int = 1  # ranks that compute one sequence together: they share its activations and its budget
     offload: str | None = None  # optimizer (deepspeed) | all: kept in host memory and brought to the GPU where it is used
 
 
 @dataclass
 class ReferenceConfig:
-    """The frozen policy of the stage's start, sharded over `ranks`; started only when the KL coefficient is not 0."""
+    """The frozen policy of the stage's start; there only when the KL coefficient is not 0.
 
+    `on: actor` gives it actors of its own, sharded over `ranks`. Under LoRA `on: learner` computes it on the learner's base
+    with the adapter that the stage began with: no second base in memory, but no more side by side with the learner.
+    """
+
+    on: str = "actor"  # actor | learner
     ranks: int = 1
 
 

@@ -61,7 +61,11 @@ def check_recipe(recipe: Recipe) -> None:
     _choose("model.quantization", [recipe.model.quantization or "nf4"], ("nf4", "fp4"))
     if recipe.model.quantization and not recipe.model.lora.rank:
         raise ConfigError("`model.quantization` freezes the base, which leaves nothing to train; set `model.lora.rank`")
+    _check_deepspeed(recipe)
     _check_offload(recipe)
+    _check_sequence_parallel(recipe)
+    _check_reference(recipe)
+    _check_colocated(recipe)
     _check_attention_loss(recipe.sft.attention_loss)
     _choose("data.synthetic", [recipe.data.synthetic or "locus"], ("locus", "focus"))
     if not recipe.stages:
@@ -90,6 +94,24 @@ def check_recipe(recipe: Recipe) -> None:
         _check_grpo(recipe)
 
 
+def _check_deepspeed(recipe: Recipe) -> None:
+    stage = recipe.learner.zero_stage
+    if stage not in (2, 3):
+        raise ConfigError(f"`learner.zero_stage` is {stage}; 2 (gradients and optimizer sharded) or 3 (parameters too)")
+    if recipe.learner.engine != "deepspeed":
+        return
+    if stage == 2 and recipe.learner.offload == "all":
+        raise ConfigError(
+            "`learner.offload=all`: ZeRO-2 computes with whole parameters, which stay on the GPU; use "
+            "`learner.offload=optimizer`, or `learner.zero_stage=3`"
+        )
+    if stage == 3 and recipe.model.quantization:
+        raise ConfigError(
+            f"`model.quantization={recipe.model.quantization}`: ZeRO-3 slices parameters, and packed ones cannot be cut; use "
+            "`learner.zero_stage=2`, or `learner.engine=fsdp`"
+        )
+
+
 def _check_offload(recipe: Recipe) -> None:
     offload = recipe.learner.offload
     _choose("learner.offload", [offload or "all"], ("optimizer", "all"))
@@ -102,6 +124,46 @@ def _check_offload(recipe: Recipe) -> None:
         raise ConfigError(
             f"`learner.offload={offload}`: a quantized base cannot leave the GPU, and without it there is little to move; "
             "drop `learner.offload` or `model.quantization`"
+        )
+
+
+def _check_sequence_parallel(recipe: Recipe) -> None:
+    together, ranks = recipe.learner.sequence_parallel, recipe.learner.ranks
+    if together < 1 or ranks % together:
+        raise ConfigError(
+            f"`learner.sequence_parallel` is {together}: groups of so many ranks cannot be made of `learner.ranks` ({ranks}); "
+            "use a divisor of it, 1 for every sequence on one rank"
+        )
+
+
+def _check_reference(recipe: Recipe) -> None:
+    _choose("reference.on", [recipe.reference.on], ("actor", "learner"))
+    if recipe.reference.on == "learner" and not recipe.model.lora.rank:
+        raise ConfigError(
+            "`reference.on=learner` computes the reference on the learner's own base, which without LoRA is what is trained; "
+            "set `model.lora.rank`, or `reference.on=actor`"
+        )
+
+
+def _check_colocated(recipe: Recipe) -> None:
+    if recipe.cluster.placement != "colocated":
+        return
+    rollout, ranks, reference = recipe.rollout, recipe.learner.ranks, recipe.reference.ranks
+    places = rollout.actors * rollout.tensor_parallel
+    if ranks != places:
+        raise ConfigError(
+            f"`cluster.placement=colocated` puts learner and rollouts on the same GPUs: `learner.ranks` ({ranks}) must be "
+            f"`rollout.actors` × `rollout.tensor_parallel` ({rollout.actors} × {rollout.tensor_parallel}); "
+            f"set learner.ranks={places}"
+        )
+    if reference > ranks:
+        raise ConfigError(
+            f"`reference.ranks` is {reference}: with `cluster.placement=colocated` at most `learner.ranks` ({ranks}), one a GPU"
+        )
+    if recipe.model.quantization:
+        raise ConfigError(
+            f"`model.quantization={recipe.model.quantization}`: a quantized base cannot leave the GPU for the samplers to use "
+            "it; use `cluster.placement=disaggregated`, or drop the quantization"
         )
 
 
@@ -137,6 +199,11 @@ def _check_grpo(recipe: Recipe) -> None:
     if algorithm.loss_aggregation == "seq-mean-token-sum-norm" and algorithm.loss_scale is None:
         raise ConfigError("`algorithm.loss_aggregation=seq-mean-token-sum-norm` needs a constant `algorithm.loss_scale`")
     _check_staleness(grpo, algorithm)
+    if grpo.max_staleness and recipe.cluster.placement == "colocated":
+        raise ConfigError(
+            f"`grpo.max_staleness` is {grpo.max_staleness}: samplers that work beside the learner need GPUs of their own; "
+            "set `cluster.placement=disaggregated`, or `grpo.max_staleness=0`"
+        )
 
 
 def _check_staleness(grpo: GrpoConfig, algorithm: AlgorithmConfig) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
 
-ENGINES = {"fsdp": "rl.engines.fsdp:FsdpEngine"}
+# DeepSpeed tells a console what it does, beginning while it is imported.
+logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+ENGINES = {"fsdp": "rl.engines.fsdp:FsdpEngine", "deepspeed": "rl.engines.deepspeed:ZeroEngine"}
 
 
 def build_engine(name: str, *args: Any, **kwargs: Any) -> Any:

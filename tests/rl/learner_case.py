@@ -85,11 +85,19 @@ def run_updates(learner: Learner, batch: DataProto, world: int, rank: int, steps
 
 
 def _rank(
-    rank: int, world: int, port: int, model_dir: Path, out: Path, lora_rank: int, save_to: Path | None, base: str | None
+    rank: int,
+    world: int,
+    port: int,
+    model_dir: Path,
+    out: Path,
+    lora_rank: int,
+    save_to: Path | None,
+    base: str | None,
+    config: dict[str, Any],
 ) -> None:
     torch.set_num_threads(1)
     where = Rendezvous(rank, world, 0, "127.0.0.1", port)
-    learner = build_learner(model_dir, where, lora_rank, quantization=base, tokens_per_micro_batch=400)
+    learner = build_learner(model_dir, where, lora_rank, quantization=base, **{"tokens_per_micro_batch": 400, **config})
     batch = case_batch(learner.encoder)
     metrics = run_updates(learner, batch, world, rank)
     if save_to is not None:
@@ -108,12 +116,13 @@ def on_ranks(
     lora_rank: int = 0,
     save_to: Path | None = None,
     quantization: str | None = None,
+    **config: Any,
 ) -> dict[str, Any]:
-    """Two updates on `world` processes: metrics a step and the full weights afterwards."""
+    """Two updates on `world` processes: metrics a step and the full weights afterwards. `config`: of the learner."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_rank, args=(world, port, model_dir, out, lora_rank, save_to, quantization), nprocs=world)
+    mp.spawn(_rank, args=(world, port, model_dir, out, lora_rank, save_to, quantization, config), nprocs=world)
     loaded: dict[str, Any] = torch.load(out)
     return loaded
 
