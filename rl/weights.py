@@ -32,7 +32,7 @@ def _raw_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
     return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
 
 
-def _dtype_name(tensor: torch.Tensor) -> str:
+def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -58,7 +58,7 @@ class Checksummed:
         for name, tensor in self._tensors:
             self.last = name
             raw = _raw_bytes(tensor)
-            digest = xxhash.xxh3_128(f"{name}|{_dtype_name(tensor)}|{tuple(tensor.shape)}|".encode())
+            digest = xxhash.xxh3_128(f"{name}|{dtype_name(tensor)}|{tuple(tensor.shape)}|".encode())
             digest.update(raw.data)
             self._sum = (self._sum + digest.intdigest()) % (1 << 128)
             self.count += 1
@@ -110,7 +110,7 @@ class Bucket:
 def _bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:
     return Bucket(
         names=tuple(name for name, _ in tensors),
-        dtypes=tuple(_dtype_name(tensor) for _, tensor in tensors),
+        dtypes=tuple(dtype_name(tensor) for _, tensor in tensors),
         shapes=tuple(tuple(tensor.shape) for _, tensor in tensors),
         arrays=tuple(_raw_bytes(tensor) for _, tensor in tensors),
     )

@@ -1,0 +1,162 @@
+"""The learner's side: fills buckets and sends them while at most two are not yet taken, then says that it was all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rl.sync.bucket import Piece, packed
+from rl.sync.line import Address, Failed, Line, LostError, Switchboard, failure, next_messages
+from rl.sync.media import MEDIA, Outlet, Party
+from rl.weights import Checksummed
+
+SLOTS = 2  # one is filled while the other is on its way
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The first message to a receiver: who it is, and how it joins the medium."""
+
+    rank: int
+    size: int
+    bucket_bytes: int
+    invitation: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The first message of a transfer."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A bucket is on its way: what it holds, and the medium's token for it."""
+
+    nbytes: int
+    pieces: tuple[Piece, ...]
+    token: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A receiver's answer: it has the bytes of one more bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """That was all: so many tensors."""
+
+    tensors: int
+
+
+class Sender:
+    """Sends the same weights to `receivers` processes, as often as asked; they call in at `address` and stay connected."""
+
+    def __init__(self, medium: str, host: str, receivers: int, bucket_bytes: int, timeout_s: float) -> None:
+        self.medium, self.receivers, self.timeout_s = MEDIA[medium], receivers, timeout_s
+        self.party = Party(0, receivers + 1, host, self.medium.device(), bucket_bytes, timeout_s)
+        self._switchboard = Switchboard(host, timeout_s)
+        self._lines: list[Line] = []
+        self._outlet: Outlet | None = None
+        self._taken: dict[Line, int] = {}
+
+    @property
+    def address(self) -> Address:
+        return self._switchboard.address
+
+    def send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> str:
+        """Send all tensors to all receivers; the checksum of what was sent.
+
+        `tensors` is exhausted whatever becomes of the receivers: to gather them is a collective of all learner ranks.
+        Raises TransportError when a receiver fails or is lost; what `tensors` raises is passed on to the receivers.
+        """
+        stream = iter(tensors)
+        passing = Checksummed(stream)
+        try:
+            outlet = self._meet()
+            self._tell(Begin(version))
+            self._send_buckets(outlet, passing)
+            self._tell(Done(passing.count))
+            outlet.rest()
+        except BaseException as error:
+            self._hang_up(Failed(version, f"{type(error).__name__}: {error}"))
+            for _ in stream:
+                pass
+            raise
+        return passing.checksum
+
+    def close(self) -> None:
+        self._hang_up(None)
+        self._switchboard.close()
+
+    def _meet(self) -> Outlet:
+        """Wait for the calls of all receivers, the first time or after a failure."""
+        if self._outlet is not None and not any(line.broken() for line in self._lines):
+            return self._outlet
+        self._hang_up(None)
+        deadline = time.monotonic() + self.timeout_s
+        while len(self._lines) < self.receivers:
+            line = self._switchboard.accept(deadline)
+            if line is None:
+                raise LostError(
+                    f"{len(self._lines)} of {self.receivers} samplers asked for the weights within {self.timeout_s:g} s "
+                    "(`sync.timeout_s`)"
+                )
+            self._lines.append(line)
+        self._outlet = self.medium.outlet(self.party)
+        invitation = self._outlet.invitation()
+        for rank, line in enumerate(self._lines, start=1):
+            line.tell(Welcome(rank, self.party.size, self.party.bucket_bytes, invitation))
+        self._outlet.open()
+        return self._outlet
+
+    def _send_buckets(self, outlet: Outlet, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self._taken = dict.fromkeys(self._lines, 0)
+        sent = 0
+
+        def next_buffer() -> Tensor:
+            self._wait(sent + 1 - SLOTS)
+            return outlet.staging(sent % SLOTS)
+
+        for bucket in packed(tensors, next_buffer):
+            token = outlet.send(sent % SLOTS, bucket.nbytes)
+            self._tell(Sent(bucket.nbytes, bucket.pieces, token))
+            sent += 1
+        self._wait(sent)
+
+    def _wait(self, buckets: int) -> None:
+        """Until every receiver has taken so many buckets."""
+        while min(self._taken.values()) < buckets:
+            for line, message in next_messages(self._lines, self.timeout_s):
+                if isinstance(message, Failed):
+                    raise failure(line, message)
+                assert isinstance(message, Taken), message
+                self._taken[line] += 1
+
+    def _tell(self, message: Any) -> None:
+        for line in self._lines:
+            line.tell(message)
+
+    def _hang_up(self, farewell: Failed | None) -> None:
+        for line in self._lines:
+            if farewell is not None:
+                with suppress(LostError):  # that one is why there is bad news to tell
+                    line.tell(farewell)
+            line.hang_up()
+        self._lines = []
+        if self._outlet is not None:
+            self._outlet.close()
+        self._outlet = None
+
+
+def exhausted(tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """For a learner rank that feeds nobody: it gathers along."""
+    for _ in tensors:
+        pass
