@@ -94,6 +94,19 @@ class LearnerConfig:
 
 
 @dataclass
+class SyncConfig:
+    """How new weights get from the learner to the samplers: see rl/sync/seats.py for what `auto` chooses.
+
+    Two buckets of `bucket_mb` MiB at a time are on their way, in the memory that the medium moves. A side that is alive and
+    says nothing for `timeout_s` is given up.
+    """
+
+    transport: str = "auto"  # auto | ipc | nccl | gloo | object_store
+    bucket_mb: int = 256
+    timeout_s: float = 600.0
+
+
+@dataclass
 class ReferenceConfig:
     """The frozen policy of the stage's start; there only when the KL coefficient is not 0.
 
@@ -238,6 +251,7 @@ class Recipe:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     sft: SftConfig = field(default_factory=SftConfig)

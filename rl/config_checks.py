@@ -24,6 +24,7 @@ ADVANTAGES = ("grpo", "rloo", "opo", "reinforce_plus_plus_baseline", "grpo_passk
 LOSSES = ("vanilla", "gspo", "dppo_tv", "dppo_kl", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "cispo")
 LOSSES_WITHOUT_RATIO = ("gpg",)
 AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+TRANSPORTS = ("auto", "ipc", "nccl", "gloo", "object_store")
 KL_ESTIMATORS = ("k1", "k2", "k3", "kl", "abs", "mse", "low_var_kl", "k1+", "k3+", "low_var_kl+")
 
 
@@ -66,6 +67,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_sequence_parallel(recipe)
     _check_reference(recipe)
     _check_colocated(recipe)
+    _check_sync(recipe)
     _check_attention_loss(recipe.sft.attention_loss)
     _choose("data.synthetic", [recipe.data.synthetic or "locus"], ("locus", "focus"))
     if not recipe.stages:
@@ -140,7 +142,7 @@ def _check_reference(recipe: Recipe) -> None:
     _choose("reference.on", [recipe.reference.on], ("actor", "learner"))
     if recipe.reference.on == "learner" and not recipe.model.lora.rank:
         raise ConfigError(
-            "`reference.on=learner` computes the reference on the learner's own base, which without LoRA is what is trained; "
+            "`reference.on=learner` computes the reference on the learner's base, which without LoRA is itself trained; "
             "set `model.lora.rank`, or `reference.on=actor`"
         )
 
@@ -158,12 +160,26 @@ def _check_colocated(recipe: Recipe) -> None:
         )
     if reference > ranks:
         raise ConfigError(
-            f"`reference.ranks` is {reference}: with `cluster.placement=colocated` at most `learner.ranks` ({ranks}), one a GPU"
+            f"`reference.ranks` is {reference}: with `cluster.placement=colocated` it may be `learner.ranks` ({ranks}) at most"
         )
     if recipe.model.quantization:
         raise ConfigError(
-            f"`model.quantization={recipe.model.quantization}`: a quantized base cannot leave the GPU for the samplers to use "
-            "it; use `cluster.placement=disaggregated`, or drop the quantization"
+            f"`model.quantization={recipe.model.quantization}`: a quantized base cannot leave the GPU to the samplers; "
+            "use `cluster.placement=disaggregated`, or drop the quantization"
+        )
+
+
+def _check_sync(recipe: Recipe) -> None:
+    sync = recipe.sync
+    _choose("sync.transport", [sync.transport], TRANSPORTS)
+    if sync.bucket_mb < 1:
+        raise ConfigError(f"`sync.bucket_mb` is {sync.bucket_mb}; at least 1, and 256 fills any medium")
+    if not sync.timeout_s > 0:
+        raise ConfigError(f"`sync.timeout_s` must be positive, got {sync.timeout_s}")
+    if sync.transport == "object_store" and recipe.rollout.tensor_parallel > 1:
+        raise ConfigError(
+            f"`sync.transport=object_store` reaches one process a sampler, and `rollout.tensor_parallel` is "
+            f"{recipe.rollout.tensor_parallel}: vLLM's other workers are none of Ray's; use `sync.transport=auto`"
         )
 
 
