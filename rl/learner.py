@@ -22,6 +22,7 @@ from rl.batch import RankShare
 from rl.config import AttentionLossConfig, LearnerConfig, ModelConfig, OptimizerConfig
 from rl.engines import build_engine
 from rl.engines.base import Engine, Rendezvous
+from rl.kept_adapter import KeptAdapter
 from rl.layout import ModelInputs, lay_out
 from rl.meter import Meter
 from rl.objectives import Objective
@@ -49,6 +50,7 @@ class Learner:
         self.model, self.config, self.encoder, self.temperature = model, config, encoder, temperature
         self.rank = where.rank
         self.engine: Engine = build_engine(config.engine, model, config, optimizer, tuple(encoder.banned_token_ids), where)
+        self.kept: KeptAdapter | None = None
         self.attention = AttentionTerm(attention_loss, self.engine.policy) if attention_loss else None
 
     def logprobs(self, share: RankShare) -> Tensor:
@@ -60,6 +62,16 @@ class Learner:
                 logprobs, _ = self._forward(micro, self._inputs(micro, self._prompts(micro)))
                 whole[list(rows)] = logprobs.cpu()
         return whole
+
+    def keep_reference(self) -> None:
+        """From now on `reference_logprobs` are those of the policy as it is now. Collective."""
+        self.kept = KeptAdapter(self.engine)
+
+    def reference_logprobs(self, share: RankShare) -> Tensor:
+        """`logprobs` with the adapter that was kept. Collective."""
+        assert self.kept is not None
+        with self.kept.in_place():
+            return self.logprobs(share)
 
     def update(
         self, share: RankShare, objective: Objective, lr: float, reference: Callable[[], Tensor] | None = None
