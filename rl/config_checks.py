@@ -160,7 +160,7 @@ def _check_colocated(recipe: Recipe) -> None:
         )
     if reference > ranks:
         raise ConfigError(
-            f"`reference.ranks` is {reference}: with `cluster.placement=colocated` it may be `learner.ranks` ({ranks}) at most"
+            f"`reference.ranks` is {reference}: colocated it may be `learner.ranks` ({ranks}) at most"
         )
     if recipe.model.quantization:
         raise ConfigError(

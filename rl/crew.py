@@ -11,12 +11,15 @@ import ray
 from cluster.placement import Placement, RoleSpec, place
 from cluster.preflight import preflight
 from cluster.session import Session
-from rl.actors.learner import LearnerGroup
+from rl.actors.colocation import ExportingLearner
+from rl.actors.learner import AdapterReference, LearnerGroup
 from rl.actors.reward import RewardGroup
 from rl.actors.rollout import RolloutGroup, sampler_config
 from rl.actors.rollout_stream import StreamingRolloutGroup
 from rl.actors.samples import SampleShipper
+from rl.actors.tenancy import TENANCIES, Tenancy
 from rl.config import OptimizerConfig, Recipe
+from rl.protocols import FrozenPolicy
 from rl.sampler_config import Device
 
 
@@ -28,7 +31,7 @@ def role_specs(recipe: Recipe, gpus: bool) -> list[RoleSpec]:
         RoleSpec("learner", recipe.learner.ranks, gpus=each, together=True),
         RoleSpec("reward", 1, cpus=float(recipe.reward.workers)),
     ]
-    if needs_reference(recipe):
+    if has_reference_actor(recipe):
         specs.append(RoleSpec("reference", recipe.reference.ranks, gpus=each, together=True))
     return specs
 
@@ -38,6 +41,10 @@ def needs_reference(recipe: Recipe) -> bool:
     return "grpo" in recipe.stages and recipe.algorithm.kl_coefficient != 0
 
 
+def has_reference_actor(recipe: Recipe) -> bool:
+    return needs_reference(recipe) and recipe.reference.on == "actor"
+
+
 def cpu_threads(ranks: int) -> dict[str, str]:
     """Learner and reference never compute at the same time, so the ranks of one role share out the cores between them."""
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // ranks)), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -45,15 +52,15 @@ def cpu_threads(ranks: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class StagePolicy:
-    """The policy a stage trains, and the frozen one it is held to."""
+    """The policy a stage trains, the frozen one it is held to, and the actors behind them."""
 
-    learner: LearnerGroup
-    reference: LearnerGroup | None
+    learner: ExportingLearner
+    reference: FrozenPolicy | None
+    groups: tuple[LearnerGroup, ...]
 
     def shutdown(self) -> None:
-        self.learner.shutdown()
-        if self.reference is not None:
-            self.reference.shutdown()
+        for group in self.groups:
+            group.shutdown()
 
 
 class Crew:
@@ -64,34 +71,41 @@ class Crew:
         self.gpus = ray.cluster_resources().get("GPU", 0) > 0
         specs = role_specs(recipe, self.gpus)
         timeout = recipe.cluster.placement_timeout_s
-        self.placement: Placement = session.own(place(specs, timeout_s=timeout, may_grow=not session.local))
+        tenancy = TENANCIES[recipe.cluster.placement]
+        self.placement: Placement = session.own(
+            place(specs, timeout_s=timeout, may_grow=not session.local, shared=tenancy.shared)
+        )
         self.shipper = SampleShipper()
         self.timeout = recipe.cluster.start_timeout_s
         self.rewards = session.own(RewardGroup(self.placement["reward"], recipe.reward, {}, self.timeout))
-        engine = sampler_config(recipe.model, recipe.rollout, recipe.seed, max_images)
+        engine = sampler_config(recipe.model, recipe.rollout, recipe.seed, max_images, sleeps=bool(tenancy.shared))
         device: Device = "gpu" if self.gpus else "cpu"
         samplers = StreamingRolloutGroup if recipe.grpo.max_staleness else RolloutGroup
-        self.rollouts = session.own(samplers(self.placement["rollout"], engine, device, self.shipper, self.timeout))
+        self.samplers = session.own(samplers(self.placement["rollout"], engine, device, self.shipper, self.timeout))
+        lora = recipe.model.lora
+        self.tenancy: Tenancy = tenancy(self.samplers, adapters=bool(lora.rank) and lora.sync == "adapter")
+        self.rollouts = self.tenancy.rollouts
 
     def start_stage(self, stage: str, start_from: Path | None) -> StagePolicy:
         """Load a stage's learner, and its reference if it has one, while the rollout actors may still be loading."""
-        grpo = stage == "grpo"
+        grpo, tenancy = stage == "grpo", self.tenancy
         optimizer = self.recipe.grpo.optimizer if grpo else self.recipe.sft.optimizer
+        held = grpo and needs_reference(self.recipe)
         learner = self._group("learner")
-        reference = self._group("reference") if grpo and needs_reference(self.recipe) else None
-        policy = self.session.own(StagePolicy(learner, reference))
-        pending = [(learner, self._build(learner, optimizer, grpo, start_from))]
-        if reference is not None:
-            pending.append((reference, self._build(reference, None, grpo, start_from)))
-        preflight([self.rollouts.group, self.rewards.group, *(group.group for group, _ in pending)])
-        for group, references in pending:
-            group.ready(references)
-        self.rollouts.ready()
-        return policy
+        groups = (learner, self._group("reference")) if held and has_reference_actor(self.recipe) else (learner,)
+        tenancy.begin_stage()
+        for group in groups:
+            tenancy.settle(group, self._build(group, optimizer if group is learner else None, grpo, start_from))
+        preflight([self.samplers.group, self.rewards.group, *(group.group for group in groups)])
+        tenancy.ready()
+        computing = groups[-1] if len(groups) > 1 else AdapterReference(learner)
+        reference = tenancy.reference(computing, on=groups[-1]) if held else None
+        return StagePolicy(tenancy.learner(learner), reference, groups)
 
     def _group(self, role: str) -> LearnerGroup:
         env = {} if self.gpus else cpu_threads(len(self.placement[role]))
-        return LearnerGroup(role, self.placement[role], self.recipe.learner, self.shipper, env, self.timeout)
+        slots = self.placement[role]
+        return self.session.own(LearnerGroup(role, slots, self.recipe.learner, self.shipper, env, self.timeout))
 
     def _build(
         self, group: LearnerGroup, optimizer: OptimizerConfig | None, grpo: bool, start_from: Path | None
@@ -100,10 +114,10 @@ class Crew:
         attention_loss = self.recipe.sft.attention_loss
         wanted = attention_loss if not grpo and attention_loss.weight else None
         temperature = self.recipe.rollout.temperature if grpo else 1.0
-        return group.build(self.recipe.model, optimizer, algorithm, wanted, temperature, start_from)
+        keeps = grpo and needs_reference(self.recipe) and not has_reference_actor(self.recipe)
+        return group.build(self.recipe.model, optimizer, algorithm, wanted, temperature, start_from, keeps)
 
     def peak_memory(self, policy: StagePolicy) -> dict[str, float]:
         """Peak host memory in MiB by actor."""
-        groups: list[RolloutGroup | LearnerGroup] = [self.rollouts, policy.learner]
-        groups += [policy.reference] if policy.reference is not None else []
+        groups: list[RolloutGroup | LearnerGroup] = [self.samplers, *policy.groups]
         return {name: mib for group in groups for name, mib in group.peak_memory().items()}

@@ -41,8 +41,12 @@ class LearnerActor:
         where: Rendezvous,
         temperature: float,
         start_from: Path | None,
+        keeps_reference: bool,
     ) -> None:
-        """Load the model; with `start_from`, then the policy that an earlier stage saved there."""
+        """Load the model; with `start_from`, then the policy that an earlier stage saved there.
+
+        `keeps_reference`: the adapter as it is then is the reference's, whatever is loaded or learnt later.
+        """
         from rl.learner import Learner
         from rl.objectives import GrpoObjective, LanguageModelObjective
         from rl.prompting import PromptEncoder
@@ -53,10 +57,15 @@ class LearnerActor:
         self.base_published = False
         if start_from is not None:
             self.learner.engine.load_policy(start_from)
+        if keeps_reference:
+            self.learner.keep_reference()
         self.objective = GrpoObjective(algorithm) if algorithm else LanguageModelObjective()
 
     def logprobs(self, share: RankShare) -> Tensor:
         return self.learner.logprobs(_with_samples(share))
+
+    def reference_logprobs(self, share: RankShare) -> Tensor:
+        return self.learner.reference_logprobs(_with_samples(share))
 
     def update(self, share: RankShare, lr: float) -> dict[str, float]:
         handles = share.batch.non_tensor_batch.pop("reference", None)
@@ -166,13 +175,14 @@ class LearnerGroup:
         attention_loss: AttentionLossConfig | None,
         temperature: float,
         start_from: Path | None = None,
+        keeps_reference: bool = False,
     ) -> list[ray.ObjectRef]:
         """Begin loading on all ranks; `ready` waits."""
         address, port = self.group.rendezvous()
         # Which device is a rank's own shows in its process only: see LearnerActor.build.
         ranks = [Rendezvous(rank, len(self.group), 0, address, port) for rank in range(len(self.group))]
         fixed = (model, self.config, optimizer, algorithm, attention_loss)
-        arguments = [(*fixed, where, temperature, start_from) for where in ranks]
+        arguments = [(*fixed, where, temperature, start_from, keeps_reference) for where in ranks]
         return self.group.submit_each("build", arguments)
 
     def ready(self, pending: list[ray.ObjectRef]) -> None:
@@ -184,10 +194,10 @@ class LearnerGroup:
         shares = self._shares(batch)
         return gather_rows(shares, self.group.call_each("logprobs", [(share,) for share in shares]), len(batch))
 
-    def begin(self, batch: DataProto) -> list[tuple[ray.ObjectRef, int]]:
+    def begin(self, batch: DataProto, method: str = "logprobs") -> list[tuple[ray.ObjectRef, int]]:
         """`rl.protocols.FrozenPolicy`: a group's handle is its rank's pending result and its place in it."""
         shares = self._shares(batch)
-        pending = self.group.submit_each("logprobs", [(share,) for share in shares])
+        pending = self.group.submit_each(method, [(share,) for share in shares])
         found = {
             row: (reference, place)
             for share, reference in zip(shares, pending, strict=True)
@@ -200,14 +210,15 @@ class LearnerGroup:
         return metrics
 
     def _shares(self, batch: DataProto) -> list[RankShare]:
-        """Every rank's share, with references in place of samples."""
+        """Every rank's share, with references in place of samples; ranks that compute sequences together have the same."""
         from rl.batch import as_objects, balance
 
-        shares = balance(batch, len(self.group), self.config.tokens_per_micro_batch, self.config.layout)
+        together = self.config.sequence_parallel
+        shares = balance(batch, len(self.group) // together, self.config.tokens_per_micro_batch, self.config.layout)
         for share in shares:
             samples = list(share.batch.non_tensor_batch["sample"])
             share.batch.non_tensor_batch["sample"] = as_objects(self.shipper.references(samples))
-        return shares
+        return [share for share in shares for _ in range(together)]
 
     def publish(self, version: int) -> Published:
         published: Published
@@ -239,3 +250,14 @@ class LearnerGroup:
 
     def shutdown(self) -> None:
         self.group.shutdown()
+
+
+class AdapterReference:
+    """`rl.protocols.FrozenPolicy` by the ranks of the learner, with the adapter their stage began with: no second base."""
+
+    def __init__(self, learner: LearnerGroup) -> None:
+        self.learner = learner
+
+    def begin(self, batch: DataProto) -> list[tuple[ray.ObjectRef, int]]:
+        """The ranks do this before the update that is to come: a rank does one call after the other."""
+        return self.learner.begin(batch, "reference_logprobs")

@@ -66,6 +66,12 @@ class Engine(Protocol):
     def largest(self, values: Tensor) -> Tensor:
         """Maximum over the ranks. Collective."""
 
+    def trained_pieces(self) -> list[Tensor]:
+        """This rank's pieces of the trained parameters, as views to write to; what is written counts after `refresh`."""
+
+    def refresh(self) -> None:
+        """Compute with what the pieces hold now. Collective."""
+
     def offload(self) -> None:
         """Move parameters and optimizer state to host memory, between two steps, so that another may use the device."""
 

@@ -194,6 +194,12 @@ class ZeroEngine:
         dist.all_reduce(reduced, op=op)
         return reduced
 
+    def trained_pieces(self) -> list[Tensor]:
+        return [piece.values for piece in self._zero.pieces() if piece.flat is not None]
+
+    def refresh(self) -> None:
+        self._zero.refresh()
+
     def offload(self) -> None:
         self._zero.offload()
         if self.device.type == "cuda":

@@ -203,6 +203,17 @@ class FsdpEngine:
         """What a checkpoint holds: under LoRA the adapter alone, because the base is in the model's folder."""
         return {name: value for name, value in state.items() if ".lora_" in name} if self._lora else state
 
+    def trained_pieces(self) -> list[Tensor]:
+        self.refresh()  # while a block is gathered, its parameters are other tensors than its shards
+        trained = [parameter.detach() for parameter in self.policy.parameters() if parameter.requires_grad]
+        return [piece.to_local() if isinstance(piece, DTensor) else piece for piece in trained]
+
+    def refresh(self) -> None:
+        """What is gathered is let go of."""
+        for module in self.policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def offload(self) -> None:
         self._move(HOST)
         if self.device.type == "cuda":
