@@ -115,7 +115,7 @@ def install(model: PreTrainedModel) -> None:
         raise ValueError(f"the attention loss works beside attention=sdpa or flash_attention_2, the model has {before!r}")
     attention = cast(Attention, ALL_ATTENTION_FUNCTIONS[before])
     flash = "flash" in before
-    measured = _measured(_under_its_name(attention, before) if flash else attention, splits_rows=flash)
+    measured = _measured(under_its_name(attention, before) if flash else attention, splits_rows=flash)
     AttentionInterface.register(PREFIX + before, measured)
     AttentionMaskInterface.register(PREFIX + before, ALL_MASK_ATTENTION_FUNCTIONS[before])
     config._attn_implementation = PREFIX + before
@@ -157,7 +157,9 @@ class _Renamed:
         return getattr(self._module, name)
 
 
-def _under_its_name(attention: Attention, name: str) -> Attention:
+def under_its_name(attention: Attention, name: str) -> Attention:
+    """`attention` called by modules whose config has another name for it."""
+
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         return attention(_Renamed(module, name), *args, **kwargs)
 

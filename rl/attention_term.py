@@ -25,7 +25,7 @@ class AttentionTerm:
     """Of one policy. SFT batches have one answer a prompt, so that row b of the inputs is sample b of the micro-batch."""
 
     def __init__(self, config: AttentionLossConfig, policy: Policy) -> None:
-        self.config = config
+        self.config, self.policy = config, policy
         install(policy.base)
         self.layers = chosen_layers(config.layers, text_config(policy.base).num_hidden_layers)
 
@@ -45,6 +45,8 @@ class AttentionTerm:
         """β times the mean of L_bbox over the samples of the whole update, of which this is a micro-batch's part."""
         taught_B = micro.batch["loss_mask"].sum((-1, -2)) > 0  # a silent copy only keeps its rank in step
         mass_N = record.mass()
+        if self.policy.sequence is not None:  # this rank recorded its own heads
+            mass_N = self.policy.sequence.mean(mass_N)
         config = self.config
         each_B = box_loss(mass_N, record.targets, config.margin, config.reduction, config.denominator)
         part = (each_B * taught_B.to(each_B.device)).sum() / max(totals.answers, 1)

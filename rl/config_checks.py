@@ -133,8 +133,8 @@ def _check_sequence_parallel(recipe: Recipe) -> None:
     together, ranks = recipe.learner.sequence_parallel, recipe.learner.ranks
     if together < 1 or ranks % together:
         raise ConfigError(
-            f"`learner.sequence_parallel` is {together}: groups of so many ranks cannot be made of `learner.ranks` ({ranks}); "
-            "use a divisor of it, 1 for every sequence on one rank"
+            f"`learner.sequence_parallel` is {together}: `learner.ranks` ({ranks}) cannot be cut into groups of so many; "
+            "use a divisor of them, or 1 for every sequence on one rank"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -104,8 +104,10 @@ class Crew:
 
     def _group(self, role: str) -> LearnerGroup:
         env = {} if self.gpus else cpu_threads(len(self.placement[role]))
-        slots = self.placement[role]
-        return self.session.own(LearnerGroup(role, slots, self.recipe.learner, self.shipper, env, self.timeout))
+        slots, config = self.placement[role], self.recipe.learner
+        if role == "reference":  # it keeps no activations, which are what ranks share a sequence for
+            config = replace(config, sequence_parallel=1)
+        return self.session.own(LearnerGroup(role, slots, config, self.shipper, env, self.timeout))
 
     def _build(
         self, group: LearnerGroup, optimizer: OptimizerConfig | None, grpo: bool, start_from: Path | None

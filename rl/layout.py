@@ -101,8 +101,9 @@ def lay_out(
     response_mask_NGR: Tensor,
     rope_index: RopeIndex | None,
     layout: str = "shared",
+    multiple: int = 1,
 ) -> ModelInputs:
-    """Model inputs of N groups. Answers with an all-zero mask (failed rollouts) take no place.
+    """Model inputs of N groups, rows padded to a `multiple`. Answers with an all-zero mask (failed rollouts) take no place.
 
     Raises ValueError when no answer has a token, because a forward of nothing has no shape.
     """
@@ -111,7 +112,7 @@ def lay_out(
     rows = LAYOUTS[layout](prompts, positions, answers)
     if not rows:
         raise ValueError("a micro-batch needs at least one answer token")
-    return _stack(rows, responses_NGR.shape[-1])
+    return _stack(rows, responses_NGR.shape[-1], multiple)
 
 
 def _answers(responses_NGR: Tensor, response_mask_NGR: Tensor) -> list[Answers]:
@@ -127,8 +128,8 @@ def _answers(responses_NGR: Tensor, response_mask_NGR: Tensor) -> list[Answers]:
     ]
 
 
-def _stack(rows: list[_Row], max_response: int) -> ModelInputs:
-    longest = max(row.length for row in rows)
+def _stack(rows: list[_Row], max_response: int, multiple: int) -> ModelInputs:
+    longest = -(-max(row.length for row in rows) // multiple) * multiple
     axes = rows[0].prompt_positions.shape[0]
     input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mm_token_type_ids = torch.zeros(len(rows), longest, dtype=torch.long)

@@ -27,6 +27,7 @@ from rl.layout import ModelInputs, lay_out
 from rl.meter import Meter
 from rl.objectives import Objective
 from rl.policy import hf_name
+from rl.sequence_parallel import SequenceParallel
 from rl.weights import merge_adapter
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Learner:
         self.engine: Engine = build_engine(config.engine, model, config, optimizer, tuple(encoder.banned_token_ids), where)
         self.kept: KeptAdapter | None = None
         self.attention = AttentionTerm(attention_loss, self.engine.policy) if attention_loss else None
+        if config.sequence_parallel > 1:  # after the attention loss, which measures between the exchanges
+            self.engine.policy.sequence = SequenceParallel(self.engine.policy.base, config.sequence_parallel)
 
     def logprobs(self, share: RankShare) -> Tensor:
         """Logprobs [N, G, R] of the share's answers, zero where no token is; no gradients."""
@@ -97,8 +100,13 @@ class Learner:
                 loss = loss + self.attention.loss(record, micro, share.totals, meter)
             self.engine.backward(loss)
         grad_norm = self.engine.step(lr)
-        metrics = meter.reduce(self.engine.total, self.engine.largest)
+        metrics = meter.reduce(self._total, self.engine.largest)
         return metrics | {"grad_norm": grad_norm, "lr": lr}
+
+    def _total(self, values: Tensor) -> Tensor:
+        """Sum over the shares of an update: ranks that compute one share together count once."""
+        sequence = self.engine.policy.sequence
+        return self.engine.total(values if sequence is None or sequence.rank == 0 else torch.zeros_like(values))
 
     def _record_mismatch(self, logprobs: Tensor, micro: DataProto, meter: Meter) -> None:
         """|learner − sampler| on the same tokens, while the learner still is the policy that sampled."""
@@ -128,7 +136,8 @@ class Learner:
 
     def _inputs(self, micro: DataProto, prompts: list[EncodedPrompt]) -> ModelInputs:
         rope_index = self.engine.policy.rope_index
-        inputs = lay_out(prompts, micro.batch["responses"], micro.batch["response_mask"], rope_index, self.config.layout)
+        answers = micro.batch["responses"], micro.batch["response_mask"]
+        inputs = lay_out(prompts, *answers, rope_index, self.config.layout, self.config.sequence_parallel)
         return inputs.to(self.engine.device)
 
     @staticmethod

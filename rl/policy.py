@@ -6,6 +6,7 @@ for answer tokens and only a chunk at a time: at a 150k vocabulary they would be
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -21,6 +22,7 @@ from rl.quantization import load_quantized
 
 if TYPE_CHECKING:
     from rl.attention_hook import BoxRecord
+    from rl.sequence_parallel import SequenceParallel
 
 LOGITS_CHUNK = 2048  # answer tokens whose logits exist at once: 1.2 GB in float32 at a 152k vocabulary
 
@@ -29,8 +31,11 @@ class Policy(nn.Module):
     """`forward(inputs)` → (logprobs [K], entropy [K]) of the K answer tokens that `inputs` names.
 
     `banned` are token ids the sampler never draws (image placeholders): they leave the softmax here too, so that sampler
-    and learner speak of one distribution. A `box_record` takes the attention of the chosen layers down on the way.
+    and learner speak of one distribution. A `box_record` takes the attention of the chosen layers down on the way. With a
+    `sequence`, a group of ranks computes the same inputs together and every one of them returns the whole.
     """
+
+    sequence: SequenceParallel | None = None
 
     def __init__(self, model: PreTrainedModel, banned: tuple[int, ...]) -> None:
         super().__init__()
@@ -61,9 +66,15 @@ class Policy(nn.Module):
             **observer,
         ).last_hidden_state
         hidden_KD = hidden_BLD.flatten(0, 1)[inputs.predictor_K]
+        scores = partial(self._scores, temperature)
+        if self.sequence is None:
+            return scores(hidden_KD, inputs.target_K)
+        return self.sequence.shared_out(scores, hidden_KD, inputs.target_K)
+
+    def _scores(self, temperature: float, hidden_KD: Tensor, target_K: Tensor) -> tuple[Tensor, Tensor]:
         chunks = [
             checkpoint(self._score, hidden, target, temperature, use_reentrant=False)
-            for hidden, target in zip(hidden_KD.split(LOGITS_CHUNK), inputs.target_K.split(LOGITS_CHUNK), strict=True)
+            for hidden, target in zip(hidden_KD.split(LOGITS_CHUNK), target_K.split(LOGITS_CHUNK), strict=True)
         ]
         return torch.cat([logprobs for logprobs, _ in chunks]), torch.cat([entropy for _, entropy in chunks])
 
