@@ -5,7 +5,6 @@ Gathers run ahead of the blocks that need them, so an exchange shows only as far
 
 from __future__ import annotations
 
-from rl.plan.operations import group_operations
 from rl.plan.roofline import COLLECTIVE_S, HOST_BYTES_PER_S, Cost, Phase, longest, phase
 from rl.plan.situation import Dealt, Situation
 
@@ -34,7 +33,7 @@ def logprobs(at: Situation) -> tuple[Phase, ...]:
 def _forward(at: Situation, groups: int, ranks: int, role: str) -> tuple[Cost, str]:
     """Logprobs of `groups` without gradients: every micro-batch gathers the parameters once."""
     dealt = at.dealt(groups, ranks)
-    operations = dealt.groups * group_operations(at.shape, at.group).forward
+    operations = dealt.groups * at.operations.forward
     gathering = _gathers(at, dealt.micro_batches, 1, ranks, role)
     cost = longest(at.machine.compute(operations), gathering, _reading(at, dealt, 1))
     how = f"{operations / 1e12:.4g} TFLOP a rank, {dealt.tokens:.0f} tokens in {dealt.micro_batches} micro-batches"
@@ -46,7 +45,7 @@ def update(at: Situation) -> tuple[Phase, ...]:
     updates = -(-at.groups // at.groups_per_update)
     dealt = at.dealt(at.groups_per_update, at.recipe.learner.ranks)
     checkpointing = at.recipe.learner.activation_checkpointing
-    operations = group_operations(at.shape, at.group)
+    operations = at.operations
     total = updates * dealt.groups * operations.update(checkpointing)
     passes = 3 if checkpointing else 2
     computing = longest(at.machine.compute(total), _times(_reading(at, dealt, passes), updates))
@@ -57,9 +56,22 @@ def update(at: Situation) -> tuple[Phase, ...]:
     exchange, exchange_how = _exchanges(at, updates, dealt)
     return (
         phase("update", computing, how),
+        *_sequence_exchange(at, updates, dealt, passes),
         phase("collectives", exchange, exchange_how, computing.seconds),
         _optimizer(at, updates),
     )
+
+
+def _sequence_exchange(at: Situation, updates: int, dealt: Dealt, passes: int) -> tuple[Phase, ...]:
+    """Queries, keys, values and outputs of every layer change between slices of tokens and slices of heads, each pass."""
+    together, language = at.recipe.learner.sequence_parallel, at.shape.language
+    if together == 1:
+        return ()
+    wide = 2 * (language.heads + language.kv_heads) * language.head_dim * at.compute_bytes
+    each = wide * updates * dealt.tokens / together * language.layers
+    cost = at.machine.link(passes * each * (together - 1) / together)
+    how = f"{passes} passes × {each / 1e9:.3g} GB of queries, keys, values and outputs, among {together} ranks"
+    return (phase("sequence exchange", cost, how),)
 
 
 def _times(cost: Cost, number: int) -> Cost:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rl.plan.shapes import ModelShape, ParameterBlock
+from rl.plan.parameters import ParameterBlock
+from rl.plan.shapes import ModelShape
 from rl.plan.workload import Workload
 
 
@@ -57,10 +58,17 @@ class Operations:
     def update(self, checkpointing: bool) -> float:
         return self.forward + self.backward + (self.recomputed if checkpointing else 0.0)
 
+    def over(self, ranks: int) -> Operations:
+        return Operations(self.forward / ranks, self.backward / ranks, self.recomputed / ranks)
 
-def group_operations(shape: ModelShape, group: Group) -> Operations:
-    """A learner's: vision tower, decoder, and the head on answer tokens alone."""
-    parts = [_vision(shape, group), _decoder(shape, group), _head(shape, group)]
+
+def group_operations(shape: ModelShape, group: Group, together: int = 1) -> Operations:
+    """A learner rank's: vision tower, decoder, and the head on answer tokens alone.
+
+    Of `together` ranks that share sequences each computes the whole tower and its part of the rest.
+    """
+    shared = [part.over(together) for part in (_decoder(shape, group), _head(shape, group))]
+    parts = [_vision(shape, group), *shared]
     return Operations(
         sum(part.forward for part in parts), sum(part.backward for part in parts), sum(part.recomputed for part in parts)
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rl.config import OptimizerConfig, Recipe
 from rl.plan.memory import KvCache
-from rl.plan.operations import Group
+from rl.plan.operations import Group, Operations, group_operations
 from rl.plan.packing import Places
 from rl.plan.roofline import Machine
 from rl.plan.shapes import ModelShape
@@ -72,8 +72,16 @@ class Situation:
     def compute_bytes(self) -> int:
         return DTYPE_BYTES[self.recipe.learner.dtype]
 
+    @property
+    def operations(self) -> Operations:
+        """Of one group on one rank."""
+        return group_operations(self.shape, self.group, self.recipe.learner.sequence_parallel)
+
     def dealt(self, groups: int, ranks: int) -> Dealt:
-        """`groups` over `ranks`, micro-batches within the recipe's tokens: the rank that has most."""
-        each = max(1, math.ceil(groups / ranks))
+        """`groups` over `ranks`, micro-batches within the recipe's tokens: the rank that has most.
+
+        Ranks that share sequences have the same groups, and one budget.
+        """
+        each = max(1, math.ceil(groups / (ranks // self.recipe.learner.sequence_parallel)))
         at_once = max(1, int(self.recipe.learner.tokens_per_micro_batch // self.group.tokens))
         return Dealt(each, math.ceil(each / at_once), each * self.group.tokens)

@@ -7,22 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from rl.plan.learning import MASTER
 from rl.plan.roofline import COPY_BYTES_PER_S, TCP_BYTES_PER_S, Cost, Phase, longest, phase
-from rl.plan.situation import Situation
+from rl.plan.situation import DTYPE_BYTES, Situation
 
 Moving = Callable[[Situation, float], tuple[Cost, str]]
 
 
 def publish(at: Situation) -> tuple[Phase, ...]:
-    """The hand-over at the end of a step."""
-    adapter = bool(at.recipe.model.lora.rank) and at.recipe.model.lora.sync == "adapter"
+    """The hand-over at the end of a step. Adapters travel through host memory: vLLM reads them from a file."""
+    adapter = adapters_alone(at)
     size = (at.shape.numel_adapter if adapter else at.shape.numel - at.shape.numel_adapter) * at.compute_bytes
-    transport = at.recipe.sync.transport
     gathered = at.machine.exchange(size, at.recipe.learner.ranks, at.places.nodes("learner"))
-    moved, words = TRANSPORTS[transport](at, size)
+    moved, words = TRANSPORTS["gloo" if adapter else at.recipe.sync.transport](at, size)
     total = Cost(gathered.seconds + moved.seconds, longest(gathered, moved).bound)
     what = "the adapter" if adapter else "all weights"
-    return (phase("sync", total, f"{what}, {size / 1e9:.3g} GB, gathered, then {words}"), *_waking(at))
+    return (*_taking_turns(at), phase("sync", total, f"{what}, {size / 1e9:.3g} GB, gathered, then {words}"))
+
+
+def adapters_alone(at: Situation) -> bool:
+    return bool(at.recipe.model.lora.rank) and at.recipe.model.lora.sync == "adapter"
 
 
 def _object_store(at: Situation, size: float) -> tuple[Cost, str]:
@@ -59,10 +63,19 @@ TRANSPORTS: Mapping[str, Moving] = {
 }
 
 
-def _waking(at: Situation) -> tuple[Phase, ...]:
-    """Colocated roles take turns: the learner's state goes to host memory and comes back, once a step each."""
-    if at.recipe.cluster.placement != "colocated":
+def _taking_turns(at: Situation) -> tuple[Phase, ...]:
+    """Colocated roles go to host memory and come back, once a step each; samplers keep weights only under adapters."""
+    recipe, shape = at.recipe, at.shape
+    if recipe.cluster.placement != "colocated":
         return ()
-    state = (at.shape.numel * 4 + at.shape.numel_trainable * 8) / at.recipe.learner.ranks
-    how = f"the learner's {state / 1e9:.3g} GB a GPU out and back over PCIe; samplers drop their weights and cache"
-    return (phase("sleep, wake", at.machine.pcie(2 * state), how),)
+    learner = MASTER * (shape.numel + 2 * shape.numel_trainable) / recipe.learner.ranks
+    separate = recipe.algorithm.kl_coefficient and recipe.reference.on == "actor"
+    reference = MASTER * shape.numel / recipe.reference.ranks if separate else 0.0
+    parallel = recipe.rollout.tensor_parallel
+    kept = DTYPE_BYTES[recipe.rollout.dtype] * (shape.numel - shape.numel_adapter) / parallel if adapters_alone(at) else 0.0
+    size = learner + reference + kept
+    how = (
+        f"out and in over PCIe, {size / 1e9:.3g} GB a GPU: learner {learner / 1e9:.3g}, reference {reference / 1e9:.3g}, "
+        f"samplers {kept / 1e9:.3g}"
+    )
+    return (phase("sleep, wake", at.machine.pcie(2 * size), how),)
