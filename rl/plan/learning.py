@@ -34,7 +34,7 @@ def _forward(at: Situation, groups: int, ranks: int, role: str) -> tuple[Cost, s
     """Logprobs of `groups` without gradients: every micro-batch gathers the parameters once."""
     dealt = at.dealt(groups, ranks)
     operations = dealt.groups * at.operations.forward
-    gathering = _gathers(at, dealt.micro_batches, 1, ranks, role)
+    gathering = _gathers(at, sharded_numel(at), dealt.micro_batches, ranks, role)
     cost = longest(at.machine.compute(operations), gathering, _reading(at, dealt, 1))
     how = f"{operations / 1e12:.4g} TFLOP a rank, {dealt.tokens:.0f} tokens in {dealt.micro_batches} micro-batches"
     return cost, how if cost.bound == "compute" else f"{how}; gathers {gathering.seconds:.3g} s"
@@ -84,16 +84,23 @@ def _reading(at: Situation, dealt: Dealt, passes: int) -> Cost:
     return at.machine.memory(dealt.micro_batches * passes * each * at.shape.numel)
 
 
+def resident(at: Situation) -> bool:
+    """Whether every rank holds whole parameters: ZeRO-2."""
+    return at.recipe.learner.engine == "deepspeed" and at.recipe.learner.zero_stage == 2
+
+
 def sharded_numel(at: Situation) -> int:
-    """Parameters that ranks gather: all, but of a packed base, which every rank holds, the adapter alone."""
+    """Parameters that ranks gather for a forward: all, but of a packed base, which every rank holds, the adapter alone."""
+    if resident(at):
+        return 0
     return at.shape.numel_adapter if at.recipe.model.quantization else at.shape.numel
 
 
-def _gathers(at: Situation, micro_batches: int, times: int, ranks: int, role: str) -> Cost:
-    whole = sharded_numel(at) * at.compute_bytes
-    each = at.machine.exchange(whole, ranks, at.places.nodes(role))
-    latency = COLLECTIVE_S * _blocks(at) * (ranks > 1)
-    return Cost(micro_batches * times * (each.seconds + latency), each.bound)
+def _gathers(at: Situation, numel: int, times: int, ranks: int, role: str) -> Cost:
+    """`numel` parameters in the compute type, gathered unit by unit, `times` over."""
+    each = at.machine.exchange(numel * at.compute_bytes, ranks, at.places.nodes(role))
+    latency = COLLECTIVE_S * _blocks(at) if ranks > 1 and numel else 0.0
+    return Cost(times * (each.seconds + latency), each.bound)
 
 
 def _blocks(at: Situation) -> int:
@@ -101,20 +108,23 @@ def _blocks(at: Situation) -> int:
 
 
 def _exchanges(at: Situation, updates: int, dealt: Dealt) -> tuple[Cost, str]:
-    """Parameters gathered for forward and backward, gradients reduced in float32; over PCIe where they live on the host."""
-    learner, nodes = at.recipe.learner, at.places.nodes("learner")
-    rounds = updates * dealt.micro_batches
-    resident = learner.engine == "deepspeed" and learner.zero_stage == 2
-    gathers = _gathers(at, updates if resident else rounds, 1 if resident else 2, learner.ranks, "learner")
-    reduced = at.machine.exchange(MASTER * at.shape.numel_trainable, learner.ranks, nodes)
-    wire = Cost(gathers.seconds + rounds * reduced.seconds, gathers.bound)
-    gigabytes = (sharded_numel(at) * at.compute_bytes * 2 + MASTER * at.shape.numel_trainable) / 1e9
-    how = f"{rounds} × (gather twice, reduce once) = {gigabytes:.3g} GB over {learner.ranks} ranks on {nodes} nodes"
-    if resident:
-        how = f"{rounds} × reduce, {updates} × gather over {learner.ranks} ranks on {nodes} nodes"
+    """Parameters gathered for forward and backward, gradients reduced in float32; over PCIe where they live on the host.
+
+    ZeRO-2 gathers what it has updated, once an update.
+    """
+    learner, nodes, trained = at.recipe.learner, at.places.nodes("learner"), at.shape.numel_trainable
+    rounds, whole = updates * dealt.micro_batches, sharded_numel(at)
+    gathers = _gathers(at, trained, updates, learner.ranks, "learner")
+    how = f"{updates} × gather {trained * at.compute_bytes / 1e9:.3g} GB"
+    if not resident(at):
+        gathers = _gathers(at, whole, 2 * rounds, learner.ranks, "learner")
+        how = f"{2 * rounds} × gather {whole * at.compute_bytes / 1e9:.3g} GB"
+    reduced = at.machine.exchange(MASTER * trained, learner.ranks, nodes)
+    wire = Cost(gathers.seconds + rounds * reduced.seconds, longest(gathers, reduced).bound)
+    how = f"{how}, {rounds} × reduce {MASTER * trained / 1e9:.3g} GB, {learner.ranks} ranks on {nodes} nodes"
     if learner.offload != "all":
         return wire, how
-    shard = MASTER * (2 * sharded_numel(at) + at.shape.numel_trainable) / learner.ranks
+    shard = MASTER * (2 * whole + trained) / learner.ranks
     return longest(wire, at.machine.pcie(rounds * shard)), f"{how}; shards cross PCIe as often"
 
 

@@ -144,6 +144,33 @@ def test_a_quantized_base_is_whole_on_every_rank_and_only_its_adapter_travels() 
     assert timed(at)["collectives"].seconds == pytest.approx(wire)
 
 
+def test_ranks_that_share_a_sequence_share_its_decoder_but_not_its_tower() -> None:
+    """Two ranks, all 4 groups on both: a forward each of 496,000 + (280,000 + 3,920,000 + 400,000) / 2."""
+    phases = timed(situation(recipe(learner__sequence_parallel=2)))
+    assert phases["old logprobs"].seconds == pytest.approx(8 * (496_000 + 4_600_000 / 2) / 1e6)
+    # 560 tokens: 280 on each rank; q, k, v and output of 5 heads of 20 in 2 bytes, two layers, three passes, half leaves.
+    assert phases["sequence exchange"].seconds == pytest.approx(3 * 280 * (4 * 5 * 20 * 2) * 2 / 2 / 1e4)
+
+
+def test_weights_are_handed_over_by_transport() -> None:
+    """26,000 bytes gathered by two ranks at 10 kB/s; then over the link, or down and up PCIe at 2 kB/s and over TCP."""
+    gathered = 26_000 / 2 / 1e4
+    assert timed(situation())["sync"].seconds == pytest.approx(gathered + 26_000 / 1e4)
+    through_host = timed(situation(recipe(sync__transport="gloo")))["sync"].seconds
+    assert through_host == pytest.approx(gathered + 2 * 26_000 / 2e3 + 26_000 / 2.5e9)
+    adapter = situation(recipe(model__lora__rank=8), of=shape(trains=False, adapter=10))
+    assert timed(adapter)["sync"].seconds == pytest.approx(40 / 2 / 1e4 + 2 * 40 / 2e3)
+
+
+def test_colocated_roles_take_turns_over_pcie() -> None:
+    """13,000 parameters and two moments over 2 ranks, a reference over 2, out and in; nothing runs beside anything."""
+    together = {"cluster__placement": "colocated", "rollout__actors": 2}
+    phases = timed(situation(recipe(**together), where=Places({"learner+reference+rollout": (2,)}, None)))
+    assert phases["sleep, wake"].seconds == pytest.approx(2 * (4 * 3 * 6_500 + 4 * 6_500) / 2e3)
+    assert phases["reference"].hidden == 0
+    assert phases["sync"].seconds == pytest.approx(26_000 / 2 / 1e4 + 2 * 26_000 / 1e5)
+
+
 def test_asynchronous_rollouts_hide_the_shorter_side() -> None:
     longer = Phase("update", 10.0, "compute", "")
     sampled = (Phase("prefill", 1.0, "compute", ""), Phase("decode", 5.0, "HBM", ""))
