@@ -19,6 +19,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
+from cluster.guardian import guard_this_process
 from cluster.logs import log_tail
 from cluster.placement import Slot
 
@@ -55,7 +56,7 @@ class ActorGroup:
         """Start `actor_class(**kwargs)` in every slot at once and wait until all constructors have returned.
 
         `kwargs_each`: one mapping a rank; without it, no arguments. `env_vars`, and those of a slot of its own, are set
-        before the process imports anything.
+        before the process imports anything. What an actor starts after its constructor ends with it, however it ends.
         Raises ActorError for the first constructor that fails or is not done after `timeout_s`; no actor is left then.
         """
         kwargs_each = [{} for _ in slots] if kwargs_each is None else kwargs_each
@@ -73,6 +74,7 @@ class ActorGroup:
                 actor = remote_class.options(**where, **resources, **options).remote(**kwargs)
                 group.actors.append(actor)
             group.collect("__init__", [actor.__ray_ready__.remote() for actor in group.actors], timeout_s=timeout_s)
+            group.run_all(guard_this_process)
         except BaseException:
             group.shutdown()
             raise

@@ -1,4 +1,4 @@
-"""What a program submitted with `ray job submit` knows of its job: the environment it came with, the folder it was uploaded in.
+"""What a program submitted with `ray job submit` knows of its job: its environment, and the folder it was uploaded in.
 
 Ray unpacks the submitted working directory on every node into a cache of its own and runs the program there. What a program
 writes in that copy goes with the cluster, and no other node sees it. Reads the environment only: Ray is not imported.

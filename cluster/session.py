@@ -43,7 +43,7 @@ LOCAL_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-# What a joined cluster's workers get of it: how its nodes were started is not ours, and Ray counts threads by an actor's CPUs.
+# What a joined cluster's workers get of it: how its nodes were started is not ours; threads Ray sets by an actor's CPUs.
 WORKER_ENVIRONMENT = {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
