@@ -1,13 +1,14 @@
 """Which knobs make a plan fit: found by really turning them and planning again, not by rule of thumb.
 
 One knob is tried first, cheapest in speed and closest to the paper's run first; where no single one is enough, the one that
-leaves least missing is kept and the search goes on from there. Placement, precision and what is trained are changed last.
+leaves least missing is kept and the search goes on from there. What would change what is computed or trained
+(precision, LoRA) is tried only when nothing else helps.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,19 +34,21 @@ class Advice:
 
 def advise(recipe: Recipe, plan: Plan) -> Advice | None:
     """What makes `recipe` fit, whose `plan` does not; None where no knob that is tried helps."""
+    return _search(recipe, plan, knobs) or _search(recipe, plan, all_knobs)
+
+
+def _search(recipe: Recipe, plan: Plan, offered: Callable[[Recipe, Plan], Iterator[Changes]]) -> Advice | None:
     turned: dict[str, Any] = {}
     for _ in range(MAX_TURNS):
         tried = []
-        for changes in knobs(with_changes(recipe, turned), plan):
+        for changes in offered(with_changes(recipe, turned), plan):
             candidate = _planned(recipe, {**turned, **changes}, plan)
             if candidate is None:
                 continue
             if candidate.fits:
                 return Advice(tuple({**turned, **changes}.items()), candidate)
             tried.append((_missing(candidate), changes, candidate))
-        if not tried:
-            return None
-        least, changes, candidate = min(tried, key=lambda each: each[0])
+        least, changes, candidate = min(tried, key=lambda each: each[0], default=(_missing(plan), {}, plan))
         if least >= _missing(plan):
             return None
         turned, plan = {**turned, **changes}, candidate
@@ -93,7 +96,6 @@ def knobs(recipe: Recipe, plan: Plan) -> Iterator[Changes]:
     if short & {"host"}:
         yield from _host_knobs(recipe)
     yield from _placement_knobs(recipe)
-    yield from _last_resorts(recipe)
 
 
 def _rollout_memory_knobs(recipe: Recipe) -> Iterator[Changes]:
@@ -131,7 +133,7 @@ def _host_knobs(recipe: Recipe) -> Iterator[Changes]:
 
 
 def _placement_knobs(recipe: Recipe) -> Iterator[Changes]:
-    """Fewer workers or more nodes; more nodes at once with the learner ranks that fill them."""
+    """Fewer workers or more nodes; more nodes, with learner ranks alone on the new ones or on them as well."""
     if recipe.rollout.actors > 1:
         yield {"rollout.actors": recipe.rollout.actors // 2}
     if recipe.model.lora.rank:
@@ -141,11 +143,13 @@ def _placement_knobs(recipe: Recipe) -> Iterator[Changes]:
         if nodes > recipe.plan.nodes:
             added = (nodes - recipe.plan.nodes) * recipe.plan.gpus_per_node
             yield {"plan.nodes": nodes}
+            yield {"plan.nodes": nodes, "learner.ranks": added}
             yield {"plan.nodes": nodes, "learner.ranks": recipe.learner.ranks + added}
 
 
-def _last_resorts(recipe: Recipe) -> Iterator[Changes]:
-    """These change what is computed, or what is trained."""
+def all_knobs(recipe: Recipe, plan: Plan) -> Iterator[Changes]:
+    """Those that change what is computed or trained as well."""
+    yield from knobs(recipe, plan)
     if recipe.model.lora.rank and recipe.model.quantization is None:
         yield {"model.quantization": "nf4"}
     if not recipe.model.lora.rank:

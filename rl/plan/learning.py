@@ -5,7 +5,7 @@ Gathers run ahead of the blocks that need them, so an exchange shows only as far
 
 from __future__ import annotations
 
-from rl.plan.roofline import COLLECTIVE_S, HOST_BYTES_PER_S, Cost, Phase, longest, phase
+from rl.plan.roofline import COLLECTIVE_S, HOST_BYTES_PER_S, Cost, Phase, longest, phase, tflop
 from rl.plan.situation import Dealt, Situation
 
 MASTER = 4  # bytes of a parameter, a gradient or a moment in float32
@@ -36,7 +36,7 @@ def _forward(at: Situation, groups: int, ranks: int, role: str) -> tuple[Cost, s
     operations = dealt.groups * at.operations.forward
     gathering = _gathers(at, sharded_numel(at), dealt.micro_batches, ranks, role)
     cost = longest(at.machine.compute(operations), gathering, _reading(at, dealt, 1))
-    how = f"{operations / 1e12:.4g} TFLOP a rank, {dealt.tokens:.0f} tokens in {dealt.micro_batches} micro-batches"
+    how = f"{tflop(operations)} a rank, {dealt.tokens:.0f} tokens in {dealt.micro_batches} micro-batches"
     return cost, how if cost.bound == "compute" else f"{how}; gathers {gathering.seconds:.3g} s"
 
 
@@ -51,7 +51,7 @@ def update(at: Situation) -> tuple[Phase, ...]:
     computing = longest(at.machine.compute(total), _times(_reading(at, dealt, passes), updates))
     how = (
         f"{updates} × {dealt.micro_batches} micro-batches, {updates * dealt.tokens:.0f} tokens a rank, "
-        f"{operations.update(checkpointing) / operations.forward:.2g} × forward = {total / 1e12:.4g} TFLOP"
+        f"{operations.update(checkpointing) / operations.forward:.2g} × forward = {tflop(total)}"
     )
     exchange, exchange_how = _exchanges(at, updates, dealt)
     return (
@@ -121,7 +121,7 @@ def _exchanges(at: Situation, updates: int, dealt: Dealt) -> tuple[Cost, str]:
         how = f"{2 * rounds} × gather {whole * at.compute_bytes / 1e9:.3g} GB"
     reduced = at.machine.exchange(MASTER * trained, learner.ranks, nodes)
     wire = Cost(gathers.seconds + rounds * reduced.seconds, longest(gathers, reduced).bound)
-    how = f"{how}, {rounds} × reduce {MASTER * trained / 1e9:.3g} GB, {learner.ranks} ranks on {nodes} nodes"
+    how = f"{how}, {rounds} × reduce {MASTER * trained / 1e9:.3g} GB, {learner.ranks} ranks, nodes: {nodes}"
     if learner.offload != "all":
         return wire, how
     shard = MASTER * (2 * whole + trained) / learner.ranks

@@ -88,6 +88,11 @@ class Plan:
         return not self.problems
 
     @property
+    def gpus_used(self) -> int:
+        """GPUs that roles are given; the others of the nodes stand idle."""
+        return sum(role.actors * role.gpus_per_actor for role in all_roles(stage.roles for stage in self.stages))
+
+    @property
     def hours(self) -> float:
         """Of the whole recipe, without starting up."""
         return sum(stage.seconds for stage in self.stages) / 3600
@@ -119,7 +124,7 @@ def make_plan(recipe: Recipe, workload: Workload | None = None) -> Plan:
     capacity = hardware.gpu.memory_bytes
     kv = kv_cache(recipe, shape, lengths, capacity)
     held = {stage: role_memories(recipe, shape, lengths, stage, capacity) for stage in recipe.stages}
-    where = places(_roles(held.values()), hardware.nodes, hardware.gpus_per_node)
+    where = places(all_roles(held.values()), hardware.nodes, hardware.gpus_per_node)
     host = host_memory(recipe, shape, hardware.nodes, hardware.gpus_per_node)
     situations = [
         Situation(recipe, stage, shape, lengths, Machine(hardware, recipe.plan), where, kv, samples)
@@ -191,7 +196,7 @@ def _validation_samples(recipe: Recipe) -> int:
     return min(wanted or there, there)
 
 
-def _roles(stages: Iterable[Sequence[RoleMemory]]) -> list[RoleMemory]:
+def all_roles(stages: Iterable[Sequence[RoleMemory]]) -> list[RoleMemory]:
     """Every role of any stage once: places are reserved for the whole run."""
     return list({role.role: role for roles in stages for role in roles}.values())
 

@@ -107,11 +107,12 @@ def _time(stage: StagePlan) -> Iterator[str]:
 
 def _whole(plan: Plan) -> Iterator[str]:
     if plan.hardware:
-        used = max((sum(role.actors * role.gpus_per_actor for role in stage.roles) for stage in plan.stages), default=0)
-        yield f"whole recipe: {plan.hours:.3g} h, {plan.gpu_hours:.4g} GPU-hours ({used} of {plan.hardware.gpus} GPUs used)"
-        yield f"cost:         {cost_words(plan)}"
-        yield f"disk:         {plan.disk_bytes / 1e9:.4g} GB of checkpoints and export, where runs are kept"
-    yield f"host memory:  {gib(plan.host.total)} of {gib(plan.host_bytes)} a node: {_largest(plan.host.items)}"
+        used = f"{plan.gpus_used} of {plan.hardware.gpus} GPUs used, all paid for"
+        yield f"whole recipe: {plan.hours:.3g} h, {plan.gpu_hours:,.0f} GPU-hours ({used})"
+        yield from _wrapped(f"cost:         {cost_words(plan)}", "", " " * 14)
+        yield f"disk:         {plan.disk_bytes / 1e9:,.0f} GB of checkpoints and export, where runs are kept"
+    host = f"{gib(plan.host.total)} of {gib(plan.host_bytes)} a node: {_largest(plan.host.items)}"
+    yield from _wrapped(f"host memory:  {host}", "", " " * 14)
 
 
 def cost_words(plan: Plan) -> str:
@@ -150,7 +151,7 @@ def advice_lines(advice: Advice | None) -> Iterator[str]:
         for stage in advice.plan.stages:
             for role in stage.roles:
                 fullest[role.role] = max(role.total, fullest.get(role.role, 0))
-        each = ", ".join(f"{role} {gib(total)}" for role, total in fullest.items())
+        each = ", ".join(f"{role} {gib(total)} ({verdict(total, capacity)})" for role, total in fullest.items())
         steps = ", ".join(f"{stage.stage} {stage.step_seconds:.1f} s a step" for stage in advice.plan.stages)
         yield from _wrapped(f"{machines(advice.plan.hardware)}: {each} of {gib(capacity)}; {steps}", "  ", "  ")
 

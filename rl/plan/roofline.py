@@ -50,6 +50,16 @@ class Phase:
         return self.seconds - self.hidden
 
 
+def tflop(operations: float) -> str:
+    """Operations in words.
+
+    >>> tflop(3.4e15), tflop(2.5e12)
+    ('3,400 TFLOP', '2.5 TFLOP')
+    """
+    tera = operations / 1e12
+    return f"{tera:,.0f} TFLOP" if tera >= 100 else f"{tera:.3g} TFLOP"
+
+
 def phase(name: str, cost: Cost, how: str, hidden: float = 0.0) -> Phase:
     """A phase of `cost`, as much of it hidden as `hidden` seconds of other work allow."""
     return Phase(name, cost.seconds, cost.bound, how, min(hidden, cost.seconds))

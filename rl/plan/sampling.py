@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rl.config import RolloutConfig
 from rl.plan.operations import decode_operations, head_numel, prefill_operations
-from rl.plan.roofline import COLLECTIVE_S, TOKEN_STEP_S, Cost, Phase, longest, phase
+from rl.plan.roofline import COLLECTIVE_S, TOKEN_STEP_S, Cost, Phase, longest, phase, tflop
 from rl.plan.shapes import ModelShape
 from rl.plan.situation import DTYPE_BYTES, Situation
 
@@ -35,16 +35,18 @@ def validation(at: Situation) -> Phase:
     between = (at.steps - 1) // config.every if config.every else 0
     passes = between + 2 + (2 if config.sampled else 0)
     prompts = math.ceil(samples / at.recipe.rollout.actors)
-    each = _prefill(at, prompts).seconds + _decode(at, prompts).seconds
-    share = Cost(passes * each / max(1, at.steps), "HBM")
-    return phase("validation", share, f"{passes} × {samples} answers, {each:.3g} s each time, over {at.steps} steps")
+    prefill, decode = _prefill(at, prompts), _decode(at, prompts)
+    each = prefill.seconds + decode.seconds
+    bound = max(prefill, decode, key=lambda part: part.seconds).bound
+    how = f"{passes} × {samples} answers, {each:.3g} s each time, over {at.steps} steps"
+    return phase("validation", Cost(passes * each / max(1, at.steps), bound), how)
 
 
 def _prefill(at: Situation, prompts: int) -> Phase:
     parallel = at.recipe.rollout.tensor_parallel
     operations = prompts * prefill_operations(at.shape, at.group)
     cost = at.machine.compute(operations / parallel)
-    how = f"{prompts} prompts of {at.workload.prompt_tokens:.0f} tokens a sampler, once each: {operations / 1e12:.3g} TFLOP"
+    how = f"{prompts} prompts of {at.workload.prompt_tokens:.0f} tokens a sampler, once each: {tflop(operations)}"
     return phase("prefill", cost, how if parallel == 1 else f"{how} / {parallel} GPUs")
 
 
