@@ -98,6 +98,7 @@ class Crew:
             tenancy.settle(group, self._build(group, optimizer if group is learner else None, grpo, start_from))
         preflight([self.samplers.group, self.rewards.group, *(group.group for group in groups)])
         tenancy.ready()
+        learner.connect(self.recipe.model, self.recipe.sync, self.samplers.seats())
         computing = groups[-1] if len(groups) > 1 else AdapterReference(learner)
         reference = tenancy.reference(computing, on=groups[-1]) if held else None
         return StagePolicy(tenancy.learner(learner), reference, groups)

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -33,7 +33,8 @@ from data.sample import Sample
 from rl.prompting import PromptEncoder
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import SamplerConfig
-from rl.sampler_weights import Loaded, spool
+from rl.sampler_weights import Loaded
+from rl.sync.seats import Seat
 from rl.weights import Checksummed
 
 logger = logging.getLogger(__name__)
@@ -246,6 +247,7 @@ class VllmSampler:
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> WeightsReceipt:
         """Replace all weights (Hugging Face names) and drop every cache made with the old ones; an adapter is dropped too.
 
+        Workers of a tensor-parallel engine are other processes: for them `tensors` must be picklable (rl/sync/receiver.py).
         The receipt's checksum is over the tensors that vLLM's loader consumed. Raises WeightsError.
         """
         self._broken = f"loading version {version} was not finished"
@@ -265,13 +267,8 @@ class VllmSampler:
         return WeightsReceipt(version, loaded.checksum)
 
     def _load_in_workers(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Loaded:
-        """In one process the worker consumes the iterator itself; several are handed files, and must agree on them."""
-        if self.config.tensor_parallel_size == 1:
-            (loaded,) = self._engine.collective_rpc("receive_weights", args=(iter(tensors),))
-            return cast(Loaded, loaded)
-        with tempfile.TemporaryDirectory(prefix="sightline-weights-") as folder:
-            spool(tensors, Path(folder))
-            answers: list[Loaded] = self._engine.collective_rpc("receive_weight_files", args=(folder,))
+        """Every worker iterates for itself, and all must have read the same."""
+        answers: list[Loaded] = self._engine.collective_rpc("receive_weights", args=(tensors,))
         errors = [answer.error for answer in answers if answer.error]
         if errors:
             raise RuntimeError(errors[0])
@@ -299,6 +296,11 @@ class VllmSampler:
         # The adapter stays loaded under its id, so the path is never read; it only may not be empty.
         self._adapter, self._version = LoRARequest("policy", 1, "loaded"), version
         return WeightsReceipt(version, passing.checksum)
+
+    def seats(self) -> list[Seat]:
+        """Where the engine's workers are, in rank order."""
+        seats: list[Seat] = self._engine.collective_rpc("seat")
+        return seats
 
     def _reset_caches(self) -> None:
         """Keys, values and image embeddings of the old weights."""

@@ -6,10 +6,8 @@ same reason importing this module tells vLLM of our own model classes: a worker 
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +15,8 @@ from vllm import ModelRegistry
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rl.weights import Bucket, Checksummed, NamedTensors, buckets, published_names
-
-SPOOL_BYTES = 256 << 20
+from rl.sync.seats import Seat
+from rl.weights import Checksummed, NamedTensors, published_names
 
 # By the architecture that a folder names: classes in the place of vLLM's own, imported when one is built.
 MODEL_CLASSES = {"LlavaOnevisionForConditionalGeneration": "rl.sampler_llava:LlavaOnevision"}
@@ -38,62 +35,57 @@ class Loaded:
 
 
 class WeightReceiver:
-    """Mixed into vLLM's worker: `model_runner` and `vllm_config` are the worker's."""
+    """Mixed into vLLM's worker: `model_runner`, `vllm_config` and `device` are the worker's."""
 
     model_runner: Any
     vllm_config: Any
+    device: torch.device
 
     def receive_weights(self, tensors: NamedTensors) -> Loaded:
         """Replace all weights by `tensors`, which have Hugging Face names; they are consumed as they come.
 
-        Raises RuntimeError, naming the last tensor, when the iterator or vLLM's loader raises; the model is then sound in
-        shape but a mix of old and new weights, and must not be sampled from until a load succeeds.
+        When the iterator or vLLM's loader raises, the answer has an `error`; the model is then sound in shape but a mix of
+        old and new weights, and must not be sampled from until a load succeeds. It is part of the answer because of several
+        workers that raise, vLLM collects one and leaves the others' exceptions to the next call.
         """
+        stream = _relayed(tensors)
+        passing = Checksummed(stream)
+        try:
+            missing = self._load(passing)
+        except Exception as error:
+            return Loaded("", 0, (), f"{type(error).__name__} after tensor {passing.last!r}: {error}")
+        finally:
+            stream.close()  # a sender waits until it is read, or hears that it will not be
+        return Loaded(passing.checksum, passing.count, missing)
+
+    def seat(self) -> Seat:
+        """Where this worker is, for whoever wants to send it weights."""
+        return Seat.here(self.device)
+
+    def _load(self, tensors: NamedTensors) -> tuple[str, ...]:
+        """Put `tensors` in the place of the model's weights; the names of those that were not among them."""
         runner = self.model_runner
         model = runner.get_model()
-        passing = Checksummed(tensors)
-        published = published_names(passing, self.vllm_config.model_config.hf_config.model_type)
+        published = published_names(tensors, self.vllm_config.model_config.hf_config.model_type)
         expected = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(model)
             try:
                 loaded = model.load_weights(_with_tied_head(published, self._ties_embeddings()))
-            except Exception as error:
-                raise RuntimeError(f"{type(error).__name__} after tensor {passing.last!r}: {error}") from error
             finally:  # or layers stay without storage, and not even a later load finds its way
                 finalize_layerwise_reload(model, runner.model_config)
         runner.reset_lora_state()
         runner.reset_encoder_cache()
         runner.reset_mm_cache()
-        return Loaded(passing.checksum, passing.count, tuple(sorted(expected - loaded)))
-
-    def receive_weight_files(self, folder: str) -> Loaded:
-        """`receive_weights` of the buckets that `spool` wrote: every worker of a multi-process engine reads them itself.
-
-        An error is part of the answer: of several workers that raise, vLLM collects one and leaves the others' exceptions to
-        the next call.
-        """
-        try:
-            return self.receive_weights(tensor for path in sorted(Path(folder).iterdir()) for tensor in _unpickled(path))
-        except RuntimeError as error:
-            return Loaded("", 0, (), str(error))
+        return tuple(sorted(expected - loaded))
 
     def _ties_embeddings(self) -> bool:
         return bool(self.vllm_config.model_config.hf_text_config.tie_word_embeddings)
 
 
-def spool(tensors: NamedTensors, folder: Path) -> None:
-    """Write tensors to `folder`, bucket by bucket, in their order."""
-    for number, bucket in enumerate(buckets(tensors, SPOOL_BYTES)):
-        with (folder / f"{number:06d}").open("wb") as file:
-            pickle.dump(bucket, file, protocol=5)
-
-
-def _unpickled(path: Path) -> Bucket:
-    with path.open("rb") as file:
-        bucket = pickle.load(file)
-    assert isinstance(bucket, Bucket)
-    return bucket
+def _relayed(tensors: NamedTensors) -> Generator[tuple[str, torch.Tensor]]:
+    """The same tensors from an iterator that can be closed."""
+    yield from tensors
 
 
 def _with_tied_head(tensors: NamedTensors, tied: bool) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,17 +1,15 @@
-"""Weights on their way from the learner to the samplers: checksum, buckets for transport, LoRA merged in.
+"""Weights as they leave the learner: checksum, dtype, published names, LoRA merged in.
 
-    learner.state() ──► Checksummed ──► buckets ──► Ray's object store ──► Bucket, Bucket, … ──► the sampler's loader
-                            │ digest                                                    Checksummed │ digest
-                            └────────────────────────── equal, or the sync failed ──────────────────┘
+    learner's tensors ──► Checksummed ──► rl/sync ══════════════════════════► Checksummed ──► the sampler's loader
+                              │ digest                                            │ digest
+                              └───────────── equal, or the sync failed ───────────┘
 
 Both digests are taken over the very tensors that pass, so neither side has to hold the model twice.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -81,56 +79,6 @@ def checksum(tensors: NamedTensors) -> str:
 def added(checksums: Iterable[str]) -> str:
     """The checksum of several streams, as if they had been one."""
     return f"{sum(int(checksum, 16) for checksum in checksums) % (1 << 128):032x}"
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Some named tensors as plain byte arrays, which pickle protocol 5 (Ray's object store) moves without a copy on arrival.
-
-    Arrays made by `buckets` may alias the learner's live parameters: put them in the store before the next step.
-    """
-
-    names: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    arrays: tuple[npt.NDArray[np.uint8], ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays)
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors, as views of the arrays. They may be read-only memory: read them, do not write."""
-        for name, dtype, shape, array in zip(self.names, self.dtypes, self.shapes, self.arrays, strict=True):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                yield name, torch.from_numpy(array).view(getattr(torch, dtype)).reshape(shape)
-
-
-def _bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:
-    return Bucket(
-        names=tuple(name for name, _ in tensors),
-        dtypes=tuple(dtype_name(tensor) for _, tensor in tensors),
-        shapes=tuple(tuple(tensor.shape) for _, tensor in tensors),
-        arrays=tuple(_raw_bytes(tensor) for _, tensor in tensors),
-    )
-
-
-def buckets(tensors: NamedTensors, max_bytes: int) -> Iterator[Bucket]:
-    """Group tensors, in their order, into buckets of at most `max_bytes`; a larger tensor gets a bucket of its own."""
-    if max_bytes <= 0:
-        raise ValueError(f"a bucket needs a positive size, got max_bytes={max_bytes}")
-    held: list[tuple[str, torch.Tensor]] = []
-    held_bytes = 0
-    for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if held and held_bytes + size > max_bytes:
-            yield _bucket(held)
-            held, held_bytes = [], 0
-        held.append((name, tensor))
-        held_bytes += size
-    if held:
-        yield _bucket(held)
 
 
 def as_dtype(tensors: NamedTensors, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,9 @@ import ray
 from cluster.devices import own_device
 from cluster.group import ActorGroup
 from cluster.placement import Slot
+from rl.actors.publishing import Publisher, PublishingRank
 from rl.actors.samples import SampleShipper, fetch
-from rl.config import AlgorithmConfig, AttentionLossConfig, LearnerConfig, ModelConfig, OptimizerConfig
+from rl.config import AlgorithmConfig, AttentionLossConfig, LearnerConfig, ModelConfig, OptimizerConfig, SyncConfig
 from rl.engines.base import Rendezvous
 from rl.protocols import Published
 from rl.tracking import peak_memory_mib
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from verl.protocol import DataProto
 
     from rl.batch import RankShare
-
-BUCKET_BYTES = 256 << 20
+    from rl.sync.line import Address
+    from rl.sync.seats import Seat
 
 
 class LearnerActor:
@@ -54,7 +55,7 @@ class LearnerActor:
         encoder = PromptEncoder.of(model)
         where = replace(where, local_rank=own_device())
         self.learner = Learner(model, config, optimizer, encoder, where, temperature, attention_loss)
-        self.base_published = False
+        self.publishing = PublishingRank(self.learner)
         if start_from is not None:
             self.learner.engine.load_policy(start_from)
         if keeps_reference:
@@ -72,36 +73,16 @@ class LearnerActor:
         reference = None if handles is None else partial(_redeem, handles)
         return self.learner.update(_with_samples(share), self.objective, lr, reference)
 
-    def publish(self, version: int) -> tuple[Published, str] | None:
-        """Put the weights into the object store, bucket by bucket. Only rank 0 answers."""
-        model = self.learner.model
-        if not (model.lora.rank and model.lora.sync == "adapter"):
-            return self._publish(self.learner.full_weights(), version)
-        base, sums = None, []
-        if model.quantization and not self.base_published:
-            stored = self._publish(self.learner.base_weights(), version)
-            self.base_published = True
-            if stored is not None:
-                base, sums = stored[0], [stored[1]]
-        stored = self._publish(self.learner.adapter_weights(), version)
-        if stored is None:
-            return None
-        from rl.weights import added
+    def seat(self) -> Seat:
+        return self.publishing.seat()
 
-        return replace(stored[0], adapter=self._adapter_config(), base=base), added([*sums, stored[1]])
+    def open_sender(self, population: str, medium: str, receivers: int, config: SyncConfig) -> Address | None:
+        return self.publishing.open_sender(population, medium, receivers, config)
 
-    def _publish(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> tuple[Published, str] | None:
-        from rl.weights import Checksummed, buckets
+    def publish(self, version: int, parts: Sequence[str]) -> str | None:
+        return self.publishing.publish(version, parts)
 
-        if self.learner.rank:
-            for _ in tensors:
-                pass
-            return None
-        passing = Checksummed(tensors)
-        references = tuple(ray.put(bucket) for bucket in buckets(passing, BUCKET_BYTES))
-        return Published(version, Stored(references)), passing.checksum
-
-    def _adapter_config(self) -> dict[str, Any]:
+    def adapter_config(self) -> dict[str, Any]:
         from rl.policy import peft_config
 
         return dict(peft_config(self.learner.model.lora).to_dict())
@@ -139,17 +120,6 @@ def _redeem(handles: Sequence[tuple[ray.ObjectRef, int]]) -> Tensor:
     references = list(dict.fromkeys(reference for reference, _ in handles))
     computed = dict(zip(references, ray.get(references), strict=True))
     return torch.stack([computed[reference][place] for reference, place in handles])
-
-
-class Stored:
-    """Tensors in the object store, one bucket at a time in the hands of whoever iterates."""
-
-    def __init__(self, buckets: tuple[Any, ...]) -> None:
-        self.buckets = buckets
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for reference in self.buckets:
-            yield from ray.get(reference)
 
 
 class LearnerGroup:
@@ -220,13 +190,15 @@ class LearnerGroup:
             share.batch.non_tensor_batch["sample"] = as_objects(self.shipper.references(samples))
         return [share for share in shares for _ in range(together)]
 
+    def connect(self, model: ModelConfig, config: SyncConfig, samplers: Sequence[Sequence[Seat]]) -> None:
+        """Lay the ways to the samplers, whose workers are at these seats. Raises RouteError."""
+        self.publisher = Publisher(self.group, model, config, samplers)
+
     def publish(self, version: int) -> Published:
-        published: Published
-        published, self._checksum = self.group.call_all("publish", version)[0]
-        return published
+        return self.publisher.begin(version)
 
     def confirm(self, published: Published) -> str:
-        return self._checksum
+        return self.publisher.confirm(published)
 
     def export(self, directory: Path) -> None:
         self.group.call_all("export", directory)

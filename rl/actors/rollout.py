@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import ray
 
@@ -16,6 +16,9 @@ from rl.protocols import Published
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import Device, SamplerConfig, sampler_env
 from rl.tracking import peak_memory_mib
+
+if TYPE_CHECKING:
+    from rl.sync.seats import Seat
 
 
 class RolloutActor:
@@ -38,6 +41,9 @@ class RolloutActor:
         else:
             receipt = self.sampler.load_adapter(published.tensors, published.adapter, published.version)
         return WeightsReceipt(receipt.version, added([*loaded, receipt.checksum]))
+
+    def seats(self) -> list[Seat]:
+        return self.sampler.seats()
 
     def sleep(self, keep_weights: bool) -> None:
         self.sampler.sleep(keep_weights)
@@ -87,6 +93,10 @@ class RolloutGroup:
 
     def load(self, published: Published) -> list[WeightsReceipt]:
         return self.group.call_all("load", published)
+
+    def seats(self) -> list[list[Seat]]:
+        """By actor, where its engine's workers are."""
+        return self.group.call_all("seats")
 
     def sleep(self, keep_weights: bool) -> None:
         self.group.call_all("sleep", keep_weights)

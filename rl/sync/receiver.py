@@ -35,6 +35,18 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """A medium that is laid: the senders at one end of it."""
+
+    medium: str
+    feeds: tuple[Feed, ...]
+    timeout_s: float
+
+    def arrival(self, version: int) -> Arrival:
+        return Arrival(self.medium, self.feeds, self.timeout_s, version)
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """The tensors of `version`, received by the process that iterates: once in every process that the senders count on.
 
@@ -44,8 +56,8 @@ class Arrival:
 
     medium: str
     feeds: tuple[Feed, ...]
-    version: int
     timeout_s: float
+    version: int
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._connected().tensors(self.version)

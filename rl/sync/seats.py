@@ -40,11 +40,6 @@ class Seat:
         gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
         return cls(machine, gpu)
 
-    @property
-    def in_host_memory(self) -> Seat:
-        """The same process where it receives in host memory, as it does adapters: vLLM reads them from a file."""
-        return replace(self, gpu=None)
-
     def neighbourhood(self, medium: str) -> str | None:
         """Whom the medium's senders feed: those with the same; None is everybody."""
         return {"cuda_ipc": self.gpu, "shared_memory": self.machine}.get(medium)
@@ -68,6 +63,12 @@ def route(transport: str, senders: Sequence[Seat], receivers: Sequence[Seat]) ->
             return Route(medium, _audiences(medium, senders, receivers))
         reasons.append(reason)
     raise RouteError(f"`sync.transport={transport}`: {'; '.join(reasons)}; use `sync.transport=auto`")
+
+
+def adapter_route(transport: str, senders: Sequence[Seat], receivers: Sequence[Seat]) -> Route:
+    """The way of adapters, which end in host memory wherever the samplers compute: vLLM reads them from a file."""
+    in_host_memory = ([replace(seat, gpu=None) for seat in seats] for seats in (senders, receivers))
+    return route("gloo" if transport == "nccl" else transport, *in_host_memory)
 
 
 def _ipc(senders: Sequence[Seat], receivers: Sequence[Seat]) -> tuple[str | None, str]:

@@ -208,21 +208,6 @@ def test_weights_that_do_not_arrive_whole_are_refused_until_whole_ones_come(
     assert largest_mismatch(model, sampler.encoder, tiny_samples, groups) <= BOUND
 
 
-def test_weights_by_file_as_a_multi_process_engine_takes_them(
-    sampler: VllmSampler, base: nn.Module, tiny_samples: list[Sample], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The way of a tensor-parallel engine, walked by this module's single worker."""
-    monkeypatch.setattr(sampler, "config", replace(sampler.config, tensor_parallel_size=2))
-    model = perturbed(base)
-    receipt = sampler.load_weights(model.state_dict().items(), version=3)
-    assert receipt.checksum == checksum(model.state_dict().items())
-    groups = sampler.generate(tiny_samples, SAMPLING)
-    assert largest_mismatch(model, sampler.encoder, tiny_samples, groups) <= BOUND
-    with pytest.raises(WeightsError, match=r"after tensor 'model\.foreign'.*no module or parameter named 'foreign'"):
-        sampler.load_weights([("model.foreign", torch.zeros(2))], version=4)
-    assert sampler.version == 3
-
-
 # ── prompts that cannot be sampled ───────────────────────────────────────────────────────────────────────────────────
 
 

@@ -1,8 +1,7 @@
-"""Checksums, buckets and merged LoRA: what leaves the learner is what arrives."""
+"""Checksums, names and merged LoRA: what leaves the learner is what arrives."""
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from rl.weights import Bucket, Checksummed, as_dtype, buckets, checksum, merge_adapter, published_names
+from rl.weights import Checksummed, added, as_dtype, checksum, merge_adapter, published_names
 
 
 def named(dtype: torch.dtype = torch.float32) -> list[tuple[str, Tensor]]:
@@ -61,29 +60,9 @@ def test_checksummed_covers_what_was_consumed_and_passes_it_on() -> None:
     assert (whole.count, whole.bytes, whole.checksum) == (5, 4 * (15 + 7 + 1 + 0 + 24), checksum(tensors))
 
 
-def test_buckets_keep_order_and_bound() -> None:
-    tensors = [(str(number), torch.zeros(size)) for number, size in enumerate([4, 4, 4, 100, 1, 1])]
-    made = list(buckets(tensors, max_bytes=40))
-    assert [bucket.names for bucket in made] == [("0", "1"), ("2",), ("3",), ("4", "5")]
-    assert [bucket.nbytes for bucket in made] == [32, 16, 400, 8]
-    with pytest.raises(ValueError, match="max_bytes=0"):
-        list(buckets(tensors, 0))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_bucket_arrives_equal_and_its_bytes_travel_outside_the_pickle(dtype: torch.dtype) -> None:
-    tensors = [("big", torch.randn(1000, 100).to(dtype)), *named(dtype)]
-    (bucket,) = buckets(tensors, 1 << 30)
-    outside: list[pickle.PickleBuffer] = []
-    stream = pickle.dumps(bucket, protocol=5, buffer_callback=outside.append)
-    assert len(stream) < 2000
-    arrived = pickle.loads(stream, buffers=[bytes(buffer) for buffer in outside])  # read-only, as Ray's store is
-    assert isinstance(arrived, Bucket)
-    for (name, tensor), (arrived_name, arrived_tensor) in zip(tensors, arrived, strict=True):
-        assert arrived_name == name
-        assert arrived_tensor.dtype == tensor.dtype
-        torch.testing.assert_close(arrived_tensor, tensor, rtol=0, atol=0)
-    assert checksum(arrived) == checksum(tensors)
+def test_the_checksums_of_two_streams_add_up_to_that_of_both() -> None:
+    tensors = named()
+    assert added([checksum(tensors[:2]), checksum(tensors[2:])]) == checksum(tensors)
 
 
 def test_as_dtype_casts_floats_only() -> None:
