@@ -79,7 +79,8 @@ class Policy(nn.Module):
         return torch.cat([logprobs for logprobs, _ in chunks]), torch.cat([entropy for _, entropy in chunks])
 
     def _score(self, hidden_KD: Tensor, target_K: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits_KV = self.base.lm_head(hidden_KD).float() / temperature
+        # Not as a module: ranks score different numbers of chunks, and ZeRO-3 holds them to one sequence of module calls.
+        logits_KV = nn.functional.linear(hidden_KD, self.base.lm_head.weight).float() / temperature
         if self.banned:
             logits_KV[:, list(self.banned)] = -torch.inf
         log_probs_KV = logits_KV.log_softmax(-1)

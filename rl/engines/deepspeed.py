@@ -112,7 +112,7 @@ class ZeroEngine:
         )
         engine, *_ = deepspeed.initialize(model=self.policy, optimizer=adamw, config=config)
         if self.stage == 3:
-            # Ranks may score their answers in different numbers of chunks; the head is gathered once, with the policy.
+            # The policy computes with the head's weight itself; it is gathered once for all chunks of answers.
             deepspeed.zero.register_external_parameter(self.policy, self.policy.base.lm_head.weight)
         return engine
 

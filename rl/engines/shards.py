@@ -92,4 +92,4 @@ class ShardReader:
             if low < high:
                 piece = self._files[number].get_slice(f"{kind}/{wanted.name}")
                 parts.append(piece[low - extent.start : high - extent.start])
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0)
