@@ -63,7 +63,7 @@ def architecture_of(config: Config) -> Architecture:
         raise ValueError(f"the config.json of a {model_type} has no field {error}; is it the model's own?") from error
 
 
-def _language(text: Config, head_dim: int | None = None) -> LanguageShape:
+def _language(text: Config, head_dim: int | None = None, head_norms: bool = False, rotary_axes: int = 1) -> LanguageShape:
     heads = text["num_attention_heads"]
     return LanguageShape(
         hidden=text["hidden_size"],
@@ -73,18 +73,20 @@ def _language(text: Config, head_dim: int | None = None) -> LanguageShape:
         head_dim=head_dim or text["hidden_size"] // heads,
         intermediate=text["intermediate_size"],
         vocab=text["vocab_size"],
+        head_norms=head_norms,
+        rotary_axes=rotary_axes,
     )
 
 
-def _decoder_layer(shape: LanguageShape, qkv_bias: bool, o_bias: bool, head_norms: bool) -> tuple[ParameterShape, ...]:
+def _decoder_layer(shape: LanguageShape, qkv_bias: bool, o_bias: bool) -> tuple[ParameterShape, ...]:
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     return (
         *linear("self_attn.q_proj", wide, shape.hidden, qkv_bias),
         *linear("self_attn.k_proj", narrow, shape.hidden, qkv_bias),
         *linear("self_attn.v_proj", narrow, shape.hidden, qkv_bias),
         *linear("self_attn.o_proj", shape.hidden, wide, o_bias),
-        *(norm("self_attn.q_norm", shape.head_dim) if head_norms else ()),
-        *(norm("self_attn.k_norm", shape.head_dim) if head_norms else ()),
+        *(norm("self_attn.q_norm", shape.head_dim) if shape.head_norms else ()),
+        *(norm("self_attn.k_norm", shape.head_dim) if shape.head_norms else ()),
         *linear("mlp.gate_proj", shape.intermediate, shape.hidden),
         *linear("mlp.up_proj", shape.intermediate, shape.hidden),
         *linear("mlp.down_proj", shape.hidden, shape.intermediate),
@@ -113,7 +115,8 @@ def _patch_embed(vision: Config, hidden: int, bias: bool) -> ParameterBlock:
     )
 
 
-def _qwen_vision(vision: Config, hidden: int, intermediate: int, gated: bool, window: int, full: int) -> VisionShape:
+def _tower(vision: Config, hidden: int, intermediate: int, mlp_tensors: int, window: int, full: int) -> VisionShape:
+    """A Qwen tower: rotary positions; the gated one, with four tensors of the MLP's width, has RMSNorm."""
     return VisionShape(
         hidden=hidden,
         layers=vision["depth"],
@@ -121,7 +124,11 @@ def _qwen_vision(vision: Config, hidden: int, intermediate: int, gated: bool, wi
         patch=vision["patch_size"],
         merge=vision["spatial_merge_size"],
         intermediate=intermediate,
-        gated=gated,
+        gated=mlp_tensors == 4,
+        mlp_tensors=mlp_tensors,
+        rms_norm=mlp_tensors == 4,
+        rotary=True,
+        patch_inputs=vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2,
         window=window,
         full_attention_layers=full,
     )
@@ -137,7 +144,7 @@ def _vision_attention(hidden: int) -> tuple[ParameterShape, ...]:
 
 def _qwen2_vl(config: Config, text: Config, vision: Config) -> Architecture:
     hidden = vision["embed_dim"]
-    tower = _qwen_vision(vision, hidden, int(hidden * vision["mlp_ratio"]), gated=False, window=0, full=vision["depth"])
+    tower = _tower(vision, hidden, int(hidden * vision["mlp_ratio"]), mlp_tensors=3, window=0, full=vision["depth"])
     block = (
         *norm("norm1", hidden, bias=True),
         *norm("norm2", hidden, bias=True),
@@ -151,19 +158,19 @@ def _qwen2_vl(config: Config, text: Config, vision: Config) -> Architecture:
         *linear("mlp.0", wide, wide, bias=True),
         *linear("mlp.2", vision["hidden_size"], wide, bias=True),
     )
-    language, tied = _language(text), _is_tied(config)
+    language, tied = _language(text, rotary_axes=3), _is_tied(config)
     blocks = (
         _patch_embed(vision, hidden, bias=False),
         _vision_blocks("model.visual.blocks", tower, block),
         ParameterBlock("model.visual.merger", "projector", merger),
-        *_decoder(language, _decoder_layer(language, qkv_bias=True, o_bias=False, head_norms=False), tied),
+        *_decoder(language, _decoder_layer(language, qkv_bias=True, o_bias=False), tied),
     )
     return Architecture(blocks, language, tower, tied)
 
 
 def _qwen2_5_vl(config: Config, text: Config, vision: Config) -> Architecture:
     hidden, full = vision["hidden_size"], len(vision["fullatt_block_indexes"])
-    tower = _qwen_vision(vision, hidden, vision["intermediate_size"], True, window=vision["window_size"], full=full)
+    tower = _tower(vision, hidden, vision["intermediate_size"], mlp_tensors=4, window=vision["window_size"], full=full)
     block = (
         *norm("norm1", hidden),
         *norm("norm2", hidden),
@@ -178,19 +185,19 @@ def _qwen2_5_vl(config: Config, text: Config, vision: Config) -> Architecture:
         *linear("mlp.0", wide, wide, bias=True),
         *linear("mlp.2", vision["out_hidden_size"], wide, bias=True),
     )
-    language, tied = _language(text), _is_tied(config)
+    language, tied = _language(text, rotary_axes=3), _is_tied(config)
     blocks = (
         _patch_embed(vision, hidden, bias=False),
         _vision_blocks("model.visual.blocks", tower, block),
         ParameterBlock("model.visual.merger", "projector", merger),
-        *_decoder(language, _decoder_layer(language, qkv_bias=True, o_bias=False, head_norms=False), tied),
+        *_decoder(language, _decoder_layer(language, qkv_bias=True, o_bias=False), tied),
     )
     return Architecture(blocks, language, tower, tied)
 
 
 def _qwen3_vl(config: Config, text: Config, vision: Config) -> Architecture:
     hidden = vision["hidden_size"]
-    tower = _qwen_vision(vision, hidden, vision["intermediate_size"], False, window=0, full=vision["depth"])
+    tower = _tower(vision, hidden, vision["intermediate_size"], mlp_tensors=2, window=0, full=vision["depth"])
     block = (
         *norm("norm1", hidden, bias=True),
         *norm("norm2", hidden, bias=True),
@@ -210,7 +217,7 @@ def _qwen3_vl(config: Config, text: Config, vision: Config) -> Architecture:
 
     positions = ParameterShape("weight", (vision["num_position_embeddings"], hidden))
     deep = len(vision["deepstack_visual_indexes"])
-    language, tied = _language(text, text.get("head_dim") or 128), _is_tied(config)
+    language, tied = _language(text, text.get("head_dim") or 128, head_norms=True), _is_tied(config)
     bias = bool(text.get("attention_bias", False))
     blocks = (
         _patch_embed(vision, hidden, bias=True),
@@ -218,7 +225,7 @@ def _qwen3_vl(config: Config, text: Config, vision: Config) -> Architecture:
         _vision_blocks("model.visual.blocks", tower, block),
         ParameterBlock("model.visual.merger", "projector", merger(hidden)),
         ParameterBlock("model.visual.deepstack_merger_list", "projector", merger(wide), count=deep),
-        *_decoder(language, _decoder_layer(language, qkv_bias=bias, o_bias=bias, head_norms=True), tied),
+        *_decoder(language, _decoder_layer(language, qkv_bias=bias, o_bias=bias), tied),
     )
     return Architecture(blocks, language, tower, tied)
 
@@ -228,7 +235,21 @@ def _llava_onevision(config: Config, text: Config, vision: Config) -> Architectu
     patch = vision["patch_size"]
     if vision["vision_use_head"]:
         raise ValueError("the planner knows LLaVA-OneVision's image tower without a pooling head; set vision_use_head=false")
-    tower = VisionShape(hidden, layers, vision["num_attention_heads"], patch, 1, intermediate, False, 0, layers)
+    tower = VisionShape(
+        hidden=hidden,
+        layers=layers,
+        heads=vision["num_attention_heads"],
+        patch=patch,
+        merge=1,
+        intermediate=intermediate,
+        gated=False,
+        mlp_tensors=2,
+        rms_norm=False,
+        rotary=False,
+        patch_inputs=vision["num_channels"] * patch**2,
+        window=0,
+        full_attention_layers=layers,
+    )
     block = (
         *norm("layer_norm1", hidden, bias=True),
         *(part for name in "kvq" for part in linear(f"self_attn.{name}_proj", hidden, hidden, bias=True)),
@@ -251,7 +272,7 @@ def _llava_onevision(config: Config, text: Config, vision: Config) -> Architectu
         _vision_blocks("model.vision_tower.encoder.layers", tower, block),
         ParameterBlock("model.vision_tower", "vision", norm("post_layernorm", hidden, bias=True)),
         ParameterBlock("model.multi_modal_projector", "projector", projector),
-        *_decoder(language, _decoder_layer(language, qkv_bias=True, o_bias=False, head_norms=False), tied),
+        *_decoder(language, _decoder_layer(language, qkv_bias=True, o_bias=False), tied),
     )
     return Architecture(blocks, language, tower, tied)
 

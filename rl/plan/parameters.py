@@ -64,7 +64,10 @@ class ParameterBlock:
 
 @dataclass(frozen=True, slots=True)
 class LanguageShape:
-    """The decoder. `head_dim` is its own number: heads × head_dim need not be `hidden`."""
+    """The decoder. `head_dim` is its own number: heads × head_dim need not be `hidden`.
+
+    `head_norms`: queries and keys are normalised head by head. `rotary_axes`: axes of the positions that are kept apart.
+    """
 
     hidden: int
     layers: int
@@ -73,6 +76,8 @@ class LanguageShape:
     head_dim: int
     intermediate: int
     vocab: int
+    head_norms: bool = False
+    rotary_axes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,9 @@ class VisionShape:
     """The image tower. A token of the language model is merge × merge patches.
 
     `window` is the side in pixels of a local attention window (0: attention is over a whole image in every layer), which
-    all but `full_attention_layers` have. `gated`: the MLP has a gate beside its up projection.
+    all but `full_attention_layers` have. `gated`: the MLP has a gate beside its up projection; backward needs `mlp_tensors`
+    of its width. `rms_norm`: RMSNorm, which computes in float32, in place of LayerNorm. `rotary`: positions are rotary, and
+    queries, keys and values one projection. `patch_inputs`: numbers that a patch is made of.
     """
 
     hidden: int
@@ -92,6 +99,10 @@ class VisionShape:
     gated: bool
     window: int
     full_attention_layers: int
+    mlp_tensors: int = 2
+    rms_norm: bool = False
+    rotary: bool = True
+    patch_inputs: int = 1176
 
 
 def linear(name: str, outputs: int, inputs: int, bias: bool = False) -> tuple[ParameterShape, ...]:

@@ -1,0 +1,154 @@
+"""Bytes of activations of one forward and backward of the policy, worked out from what each module keeps for backward.
+
+A decoder block, T tokens in all, c bytes a number in the compute dtype, H hidden, Q = heads × head_dim, I intermediate:
+
+    two norms       T (2·4H + 4cH + 8)      RMSNorm's float32 copy and 1/σ, its normalised and its scaled output
+    attention       T (4cQ + 4 heads)       queries, keys and values (repeated to Q under a mask), output, log-sum-exp
+                    T · 2cD + c·B·L²        rotary cosines and sines; the mask as a bias in the compute dtype
+    gated MLP       T · 4cI                 gate, silu(gate), up, their product
+
+Checkpointed, a block keeps its input alone (T·cH), and one block at a time holds all of the above and, at the product's
+backward, three gradients of width I in the product's place. tests/rl/plan measures these on real modules.
+
+What is not seen: memory inside kernels, and the rounding of an allocator. Shapes: B rows of L tokens, T = B·L, K answer
+tokens, N patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl.plan.parameters import LanguageShape, VisionShape
+from rl.plan.shapes import ModelShape
+
+LOGITS_CHUNK = 2048  # answer tokens whose logits exist at once, as rl/policy.py cuts them
+# Of a token's logits in float32: scaled, log-softmax, its exponential, the masked copy and their product.
+LOGITS_TENSORS = 5
+FLOAT = 4
+MASK_CHUNK = 64 << 20  # scores of the attention loss that exist at once, as rl/attention_mass.py cuts them
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What one forward computes: `rows` of `length` tokens, `answer_tokens` scored, `patches` of images before merging.
+
+    `masked`: rows hold several answers, so attention takes a mask. `bytes_per_number`: 2 in bfloat16, 4 in float32.
+    """
+
+    rows: int
+    length: int
+    answer_tokens: int
+    patches: int
+    masked: bool
+    bytes_per_number: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class BlockActivations:
+    """Of one block: its `input`, all that its backward needs (`saved`, the input's own float32 copy included), and what
+    backward holds beside that at its fullest (`working`)."""
+
+    input: int
+    saved: int
+    working: int
+
+    def kept(self, checkpointed: bool) -> int:
+        return self.input if checkpointed else self.saved
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What a learner's forward and backward hold at three moments: while answers are scored (`logits` of it are logits), and
+    in the backward of a block of the decoder or of the image tower."""
+
+    scoring: int
+    logits: int
+    language: int
+    vision: int
+
+
+def activations(shape: ModelShape, forward: Forward, checkpointed: bool) -> Activations:
+    """Of a forward that is trained. Under LoRA and with a frozen tower, images leave nothing behind."""
+    block = language_block(shape.language, forward, norms_train=shape.numel_adapter == 0)
+    tower = vision_block(shape.vision, forward)
+    sees = any(block.numel_trainable for block in shape.of_kind("vision", "projector"))
+    towers = shape.vision.layers * tower.kept(checkpointed) if sees else 0
+    images = towers + _projector(shape.vision, forward) if sees else 0
+    c, wide = forward.bytes_per_number, forward.tokens * shape.language.hidden
+    kept = shape.language.layers * block.kept(checkpointed) + forward.answer_tokens * shape.language.hidden * c
+    final_norm = wide * (FLOAT * (c < FLOAT) + 3 * c)
+    logits = logits_bytes(shape.language, forward)
+    at_block, at_tower = (each.working + checkpointed * each.saved + c * wide for each in (block, tower))
+    always = _inputs(shape.language, shape.vision, forward)
+    return Activations(
+        scoring=always + images + kept + final_norm + logits,
+        logits=logits,
+        language=always + images + kept + at_block,
+        vision=_pixels(shape.vision, forward) + towers + at_tower if sees else 0,
+    )
+
+
+def scoring(shape: ModelShape, forward: Forward) -> int:
+    """Of a forward without gradients (old logprobs, the reference): one block at a time, then the logits."""
+    language, c = shape.language, forward.bytes_per_number
+    per_token = c * (2 * language.hidden + 3 * language.intermediate)
+    tower = forward.patches * c * (2 * shape.vision.hidden + 3 * shape.vision.intermediate)
+    block = forward.tokens * per_token + _mask_bias(forward)
+    answers = forward.answer_tokens * language.hidden * c + logits_bytes(language, forward)
+    return _inputs(language, shape.vision, forward) + max(block, tower, 2 * forward.tokens * language.hidden * c + answers)
+
+
+def language_block(shape: LanguageShape, forward: Forward, norms_train: bool = True) -> BlockActivations:
+    c, tokens = forward.bytes_per_number, forward.tokens
+    hidden, wide, narrow = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    inner = shape.intermediate
+    norms = 2 * (FLOAT * hidden + FLOAT + c * hidden * (1 + norms_train))
+    keys = wide if forward.masked else narrow
+    attention = c * (2 * wide + 2 * keys) + FLOAT * shape.heads + 2 * c * shape.head_dim
+    if shape.head_norms:
+        attention += (wide + narrow) * (FLOAT + c * norms_train) + FLOAT * (shape.heads + shape.kv_heads)
+    saved = tokens * (norms + attention + 4 * c * inner) + _mask_bias(forward)
+    return BlockActivations(tokens * c * hidden, saved, tokens * c * 2 * inner)
+
+
+def vision_block(shape: VisionShape, forward: Forward) -> BlockActivations:
+    c, hidden = forward.bytes_per_number, shape.hidden
+    norms = 2 * ((FLOAT * hidden + FLOAT + 2 * c * hidden) if shape.rms_norm else (2 * c * hidden + 2 * c))
+    attention = c * 7 * hidden if shape.rotary else c * 4 * hidden
+    attention += FLOAT * shape.heads + (2 * FLOAT * hidden // shape.heads if shape.rotary else 0)
+    saved = forward.patches * (norms + attention + c * shape.mlp_tensors * shape.intermediate)
+    working = forward.patches * c * (shape.intermediate * (2 if shape.mlp_tensors > 2 else 1) + hidden)
+    return BlockActivations(forward.patches * c * hidden, saved, working)
+
+
+def logits_bytes(shape: LanguageShape, forward: Forward) -> int:
+    """Of one chunk of answer tokens, forward or backward."""
+    return LOGITS_TENSORS * FLOAT * shape.vocab * min(forward.answer_tokens, LOGITS_CHUNK)
+
+
+def _mask_bias(forward: Forward) -> int:
+    return forward.bytes_per_number * forward.rows * forward.length**2 if forward.masked else 0
+
+
+def _inputs(language: LanguageShape, vision: VisionShape, forward: Forward) -> int:
+    """The mask, rotary cosines and sines of all positions, pixels."""
+    mask = forward.rows * forward.length**2 if forward.masked else 0
+    rotary = 2 * language.rotary_axes * forward.tokens * language.head_dim * forward.bytes_per_number
+    return mask + rotary + _pixels(vision, forward)
+
+
+def _pixels(vision: VisionShape, forward: Forward) -> int:
+    """In float32 and, where it computes in less, in that too."""
+    c = forward.bytes_per_number
+    return forward.patches * vision.patch_inputs * (FLOAT + c * (c < FLOAT))
+
+
+def _projector(shape: VisionShape, forward: Forward) -> int:
+    """What the merger keeps: its normalised input, and three tensors as wide as what it merges."""
+    c = forward.bytes_per_number
+    norm = (FLOAT + 2 * c) * shape.hidden if shape.rms_norm else 2 * c * shape.hidden
+    return forward.patches * (norm + 2 * c * shape.hidden)
