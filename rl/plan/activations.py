@@ -102,6 +102,12 @@ def scoring(shape: ModelShape, forward: Forward) -> int:
     return _inputs(language, shape.vision, forward) + max(block, tower, 2 * forward.tokens * language.hidden * c + answers)
 
 
+def attention_loss(shape: LanguageShape, forward: Forward) -> int:
+    """What the attention loss adds: float32 queries and keys of a layer and their gradients, three chunks of scores."""
+    wide = (shape.heads + shape.kv_heads) * shape.head_dim
+    return 3 * MASK_CHUNK + 2 * FLOAT * forward.tokens * wide
+
+
 def language_block(shape: LanguageShape, forward: Forward, norms_train: bool = True) -> BlockActivations:
     c, tokens = forward.bytes_per_number, forward.tokens
     hidden, wide, narrow = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim

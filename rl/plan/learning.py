@@ -6,10 +6,10 @@ Gathers run ahead of the blocks that need them, so an exchange shows only as far
 from __future__ import annotations
 
 from rl.plan.roofline import COLLECTIVE_S, HOST_BYTES_PER_S, Cost, Phase, longest, phase, tflop
+from rl.plan.sharding import FLOAT
 from rl.plan.situation import Dealt, Situation
 
-MASTER = 4  # bytes of a parameter, a gradient or a moment in float32
-ADAMW = 7 * MASTER  # reads parameter, gradient and two moments, writes three of them
+ADAMW = 7 * FLOAT  # reads parameter, gradient and two moments, writes three of them
 
 
 def logprobs(at: Situation) -> tuple[Phase, ...]:
@@ -119,12 +119,12 @@ def _exchanges(at: Situation, updates: int, dealt: Dealt) -> tuple[Cost, str]:
     if not resident(at):
         gathers = _gathers(at, whole, 2 * rounds, learner.ranks, "learner")
         how = f"{2 * rounds} × gather {whole * at.compute_bytes / 1e9:.3g} GB"
-    reduced = at.machine.exchange(MASTER * trained, learner.ranks, nodes)
+    reduced = at.machine.exchange(FLOAT * trained, learner.ranks, nodes)
     wire = Cost(gathers.seconds + rounds * reduced.seconds, longest(gathers, reduced).bound)
-    how = f"{how}, {rounds} × reduce {MASTER * trained / 1e9:.3g} GB, {learner.ranks} ranks, nodes: {nodes}"
+    how = f"{how}, {rounds} × reduce {FLOAT * trained / 1e9:.3g} GB, {learner.ranks} ranks, nodes: {nodes}"
     if learner.offload != "all":
         return wire, how
-    shard = MASTER * (2 * whole + trained) / learner.ranks
+    shard = FLOAT * (2 * whole + trained) / learner.ranks
     return longest(wire, at.machine.pcie(rounds * shard)), f"{how}; shards cross PCIe as often"
 
 
@@ -138,7 +138,7 @@ def _optimizer(at: Situation, updates: int) -> Phase:
     together = at.places.most_on_a_node("learner")
     host = Cost(updates * ADAMW * shard * together / HOST_BYTES_PER_S, "host")
     crossing = (
-        at.machine.pcie(updates * (MASTER + at.compute_bytes) * shard).seconds if learner.offload == "optimizer" else 0.0
+        at.machine.pcie(updates * (FLOAT + at.compute_bytes) * shard).seconds if learner.offload == "optimizer" else 0.0
     )
     return phase("optimizer", Cost(host.seconds + crossing, "host"), f"{how}, on the host, {together} ranks a node")
 
@@ -146,7 +146,7 @@ def _optimizer(at: Situation, updates: int) -> Phase:
 def checkpoint_bytes(at: Situation) -> int:
     """Parameters and two moments in float32 of what trains; under LoRA the adapter alone, else the frozen part as well."""
     frozen = 0 if at.shape.numel_adapter else at.shape.numel - at.shape.numel_trainable
-    return MASTER * (3 * at.shape.numel_trainable + frozen)
+    return FLOAT * (3 * at.shape.numel_trainable + frozen)
 
 
 def checkpoints(at: Situation) -> int:

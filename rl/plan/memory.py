@@ -1,78 +1,112 @@
-"""What every role of a recipe holds on a GPU, item by item with its arithmetic, and what a node's host memory must hold."""
+"""What every role of a recipe holds on a GPU, item by item with its arithmetic, and what a node's host memory must hold.
+
+disaggregated   every role on GPUs of its own
+colocated       learner, reference and rollouts take turns on the same GPUs: the fullest of them, beside what the others
+                leave there, and the hand-over, when the learner sends and the rollouts hold weights without a KV cache
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 from rl.config import Recipe
+from rl.plan.learner_memory import RUNTIME, host_shard, learner_items, reference_items, whole_shard
+from rl.plan.memory_records import HostMemory as HostMemory
+from rl.plan.memory_records import KvCache as KvCache
+from rl.plan.memory_records import MemoryItem as MemoryItem
+from rl.plan.memory_records import RoleMemory as RoleMemory
+from rl.plan.memory_records import fullest, gib
+from rl.plan.rollout_memory import kv_cache as kv_cache
+from rl.plan.rollout_memory import rollout_items, weight_bytes
 from rl.plan.shapes import ModelShape
+from rl.plan.sharding import COMPUTE_BYTES, FLOAT
 from rl.plan.workload import Workload
 
-
-@dataclass(frozen=True, slots=True)
-class MemoryItem:
-    """`how` is one line of arithmetic."""
-
-    name: str  # weights | gradients | optimizer | gathered block | activations | logits | kv cache | sync buffers | runtime
-    bytes: int
-    how: str
-
-
-@dataclass(frozen=True, slots=True)
-class RoleMemory:
-    """A GPU of a role, its fullest rank. Roles that share GPUs are one, named `learner+rollout`."""
-
-    role: str
-    actors: int
-    gpus_per_actor: int
-    items: tuple[MemoryItem, ...]
-
-    @property
-    def total(self) -> int:
-        return sum(item.bytes for item in self.items)
-
-
-@dataclass(frozen=True, slots=True)
-class KvCache:
-    """A rollout engine's: bytes of one token on one GPU, bytes of the cache on one GPU, whole sequences it holds at once.
-
-    `sequences` counts the workload's mean prompt and answer; `longest` those of rollout.max_model_len tokens.
-    """
-
-    bytes_per_token: int
-    bytes: int
-    sequences: int
-    longest: int
-
-
-@dataclass(frozen=True, slots=True)
-class HostMemory:
-    """A node's, summed over what stands on it at once."""
-
-    items: tuple[MemoryItem, ...]
-
-    @property
-    def total(self) -> int:
-        return sum(item.bytes for item in self.items)
+PROCESS = 3 << 29  # a Python process with torch, transformers or vLLM, and Ray's own on every node: assumed
 
 
 def role_memories(
     recipe: Recipe, shape: ModelShape, workload: Workload, stage: str, device_bytes: int
 ) -> tuple[RoleMemory, ...]:
     """Every role's GPU in `stage`, at the moment when it holds most."""
-    raise NotImplementedError
+    roles = [
+        RoleMemory("learner", recipe.learner.ranks, 1, learner_items(recipe, shape, workload, stage)),
+        RoleMemory(
+            "rollout",
+            recipe.rollout.actors,
+            recipe.rollout.tensor_parallel,
+            rollout_items(recipe, shape, workload, device_bytes),
+        ),
+    ]
+    if has_reference(recipe, stage):
+        items = reference_items(recipe, shape, workload, stage)
+        roles.insert(1, RoleMemory("reference", recipe.reference.ranks, 1, items))
+    if recipe.cluster.placement == "colocated":
+        return (_together(recipe, shape, roles),)
+    return tuple(roles)
 
 
-def kv_cache(recipe: Recipe, shape: ModelShape, workload: Workload, device_bytes: int) -> KvCache:
-    """What is left for keys and values on a rollout GPU; `bytes` may be negative, which says how much is missing."""
-    raise NotImplementedError
+def has_reference(recipe: Recipe, stage: str) -> bool:
+    """Whether `stage` holds its policy to a frozen one on GPUs of that one's own."""
+    return stage == "grpo" and recipe.algorithm.kl_coefficient != 0 and recipe.reference.on == "actor"
 
 
-def micro_batch_tokens(recipe: Recipe, workload: Workload, stage: str) -> int:
-    """Tokens of the largest forward that a learner rank makes: the recipe's budget, or one group where that is larger."""
-    raise NotImplementedError
+def _together(recipe: Recipe, shape: ModelShape, roles: list[RoleMemory]) -> RoleMemory:
+    others = (len(roles) - 1) * RUNTIME
+    left = MemoryItem("runtime", others, f"what {len(roles) - 1} other roles leave on the GPU while they wait: assumed")
+    weights = MemoryItem("weights", weight_bytes(recipe, shape), "the rollout's, while a publication arrives")
+    (learner,) = (role for role in roles if role.role == "learner")
+    sent = tuple(item for item in learner.items if item.name in ("weights", "optimizer", "runtime"))
+    moments = [(*role.items, left) for role in roles]
+    moments.append((*sent, weights, left))
+    each = recipe.rollout.tensor_parallel
+    gpus = max(role.actors * role.gpus_per_actor for role in roles)
+    return RoleMemory("+".join(role.role for role in roles), math.ceil(gpus / each), each, fullest(moments))
 
 
 def host_memory(recipe: Recipe, shape: ModelShape, nodes: int, gpus_per_node: int) -> HostMemory:
-    """The fullest node: weights on their way through the object store, rank 0's loading, what is offloaded."""
-    raise NotImplementedError
+    """The fullest node, the first: rank 0 loads there. Without GPUs a node holds what GPUs would."""
+    ranks, actors = _on_a_node(recipe, nodes, gpus_per_node)
+    items = [
+        MemoryItem("processes", PROCESS * (ranks + actors + 1), f"{ranks} learner and reference ranks, {actors} rollouts"),
+        MemoryItem("loading", _loading(recipe, shape), "rank 0 reads the checkpoint; the other ranks receive theirs"),
+        MemoryItem("object store", _object_store(recipe), "Ray's, for samples and what is published through it"),
+    ]
+    away = host_shard(recipe, shape)
+    if recipe.cluster.placement == "colocated":
+        away = max(away, whole_shard(recipe, shape))
+    if away:
+        items.append(
+            MemoryItem("offloaded", away * min(ranks, recipe.learner.ranks), "parameters and optimizer of its ranks")
+        )
+    if gpus_per_node == 0:
+        items.append(_without_gpus(recipe, shape, actors))
+    return HostMemory(tuple(items))
+
+
+def _on_a_node(recipe: Recipe, nodes: int, gpus_per_node: int) -> tuple[int, int]:
+    """Learner and reference ranks, and rollout actors, of the fullest node."""
+    held = recipe.reference.ranks if any(has_reference(recipe, stage) for stage in recipe.stages) else 0
+    ranks, actors = recipe.learner.ranks + held, recipe.rollout.actors
+    if gpus_per_node == 0:
+        return ranks, actors
+    return min(ranks, 2 * gpus_per_node), min(math.ceil(actors / nodes), gpus_per_node)
+
+
+def _loading(recipe: Recipe, shape: ModelShape) -> int:
+    """The whole model in what the engine keeps it in, once; packed bases are read shard by shard of the checkpoint."""
+    if recipe.model.quantization:
+        return 8 << 30
+    size = COMPUTE_BYTES[recipe.learner.dtype] if recipe.learner.engine == "deepspeed" else FLOAT
+    return size * shape.numel
+
+
+def _object_store(recipe: Recipe) -> int:
+    return recipe.cluster.local_object_store_mb << 20
+
+
+def _without_gpus(recipe: Recipe, shape: ModelShape, actors: int) -> MemoryItem:
+    shards = recipe.learner.ranks * (whole_shard(recipe, shape) + FLOAT * shape.numel_trainable // recipe.learner.ranks)
+    samplers = actors * (weight_bytes(recipe, shape) + ((recipe.rollout.kv_cache_mib or 4096) << 20))
+    told = f"learner shards {gib(shards)}, rollout weights and KV cache {gib(samplers)}"
+    return MemoryItem("models", shards + samplers, told)

@@ -9,7 +9,8 @@ from rl.config import RolloutConfig
 from rl.plan.operations import decode_operations, head_numel, prefill_operations
 from rl.plan.roofline import COLLECTIVE_S, TOKEN_STEP_S, Cost, Phase, longest, phase, tflop
 from rl.plan.shapes import ModelShape
-from rl.plan.situation import DTYPE_BYTES, Situation
+from rl.plan.sharding import COMPUTE_BYTES
+from rl.plan.situation import Situation
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def token_step(at: Situation, batch: int) -> Cost:
 def decoder_bytes(shape: ModelShape, config: RolloutConfig) -> int:
     """What a token step reads: the decoder and the head, whole. An adapter is little beside them."""
     decoder = sum(block.count * (block.numel - block.numel_adapter) for block in shape.of_kind("language"))
-    return DTYPE_BYTES[config.dtype] * (decoder + head_numel(shape))
+    return COMPUTE_BYTES[config.dtype] * (decoder + head_numel(shape))
 
 
 def _all_reduces(at: Situation, batch: int) -> float:
@@ -91,5 +92,5 @@ def _all_reduces(at: Situation, batch: int) -> float:
     parallel, language = at.recipe.rollout.tensor_parallel, at.shape.language
     if parallel == 1:
         return 0.0
-    activations = batch * language.hidden * DTYPE_BYTES[at.recipe.rollout.dtype]
+    activations = batch * language.hidden * COMPUTE_BYTES[at.recipe.rollout.dtype]
     return 2 * language.layers * (COLLECTIVE_S + at.machine.link(2 * (parallel - 1) / parallel * activations).seconds)

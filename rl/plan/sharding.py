@@ -42,8 +42,11 @@ class Shard:
 class Sharding(Protocol):
     """How an engine cuts a policy over `ranks`. `compute`: bytes of a number in the compute dtype."""
 
-    ranks: int
-    compute: int
+    @property
+    def ranks(self) -> int: ...
+
+    @property
+    def compute(self) -> int: ...
 
     def shard(self, shape: ModelShape, rank: int = 0) -> Shard: ...
 

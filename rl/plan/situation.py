@@ -11,9 +11,8 @@ from rl.plan.operations import Group, Operations, group_operations
 from rl.plan.packing import Places
 from rl.plan.roofline import Machine
 from rl.plan.shapes import ModelShape
+from rl.plan.sharding import COMPUTE_BYTES
 from rl.plan.workload import Workload
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class Situation:
 
     @property
     def compute_bytes(self) -> int:
-        return DTYPE_BYTES[self.recipe.learner.dtype]
+        return COMPUTE_BYTES[self.recipe.learner.dtype]
 
     @property
     def operations(self) -> Operations:

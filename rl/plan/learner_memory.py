@@ -1,0 +1,197 @@
+"""What a learner's rank, and a reference's, hold on a GPU, moment by moment; the fullest moment is what must fit.
+
+scoring     all blocks kept, logits of one chunk          head's gradient whole, what is in no block gathered
+language    a decoder block's backward                    its parameters, gradients and reductions in flight
+vision      an image block's backward                     the same of the tower
+end         the last reduction                            no activations
+step        AdamW's square roots (FSDP)                   no activations
+publish     the next policy on its way to the samplers    no gradients, two buckets
+"""
+
+from __future__ import annotations
+
+import math
+
+from rl.config import AttentionLossConfig, Recipe
+from rl.plan.activations import Activations, Forward, activations, attention_loss, scoring
+from rl.plan.memory_records import MemoryItem, fullest
+from rl.plan.shapes import ModelShape
+from rl.plan.sharding import COMPUTE_BYTES, FLOAT, Shard, Sharding, sharding_of
+from rl.plan.workload import Workload
+
+# CUDA's context, NCCL's channels, cuBLAS's workspace: no arithmetic, an assumption.
+RUNTIME = 3 << 29
+RUNTIME_ITEM = MemoryItem("runtime", RUNTIME, "CUDA context, NCCL, cuBLAS workspace: assumed")
+# What learner.offload moves to the host: parameters, gradients and optimizer.
+OFFLOADED: dict[str | None, tuple[str, ...]] = {
+    None: (),
+    "optimizer": ("gradients", "optimizer"),
+    "all": ("weights", "gradients", "optimizer"),
+}
+
+
+def learner_items(recipe: Recipe, shape: ModelShape, workload: Workload, stage: str) -> tuple[MemoryItem, ...]:
+    """Of a learner rank in `stage`."""
+    sharding = sharding_of(recipe.model, recipe.learner, recipe.learner.ranks)
+    held = _held(recipe, sharding.shard(shape), sharding)
+    moments = [
+        (*held, *moment, RUNTIME_ITEM)
+        for forward in forwards(recipe, workload, stage)
+        for moment in _training(recipe, shape, forward, sharding, stage)
+    ]
+    idle = tuple(item for item in held if item.name != "gradients")
+    moments += [(*held, *_step(recipe, shape, sharding), RUNTIME_ITEM)]
+    moments += [(*idle, *_publish(recipe, shape, sharding), RUNTIME_ITEM)]
+    return fullest(moments)
+
+
+def reference_items(recipe: Recipe, shape: ModelShape, workload: Workload, stage: str) -> tuple[MemoryItem, ...]:
+    """Of a rank of the reference, which only scores."""
+    ranks = recipe.reference.ranks
+    sharding = sharding_of(recipe.model, recipe.learner, ranks)
+    held = tuple(item for item in _held(recipe, sharding.shard(shape), sharding) if item.name == "weights")
+    moments = []
+    for forward in forwards(recipe, workload, stage):
+        needed = scoring(shape, forward)
+        gathered = sharding.whole(shape) + max(sharding.at_block(block, trains=False) for block in shape.blocks)
+        block = MemoryItem("gathered block", gathered, f"{_gathered(recipe)} in {recipe.learner.dtype}")
+        moments.append((*held, block, MemoryItem("activations", needed, f"{_told(forward)}, no gradients"), RUNTIME_ITEM))
+    return fullest(moments)
+
+
+def host_shard(recipe: Recipe, shape: ModelShape) -> int:
+    """Bytes of a learner rank that learner.offload keeps in host memory."""
+    shard = sharding_of(recipe.model, recipe.learner, recipe.learner.ranks).shard(shape)
+    return sum(getattr(shard, name) for name in OFFLOADED[recipe.learner.offload])
+
+
+def whole_shard(recipe: Recipe, shape: ModelShape) -> int:
+    """Bytes of a learner rank's parameters and optimizer: what leaves the GPU while samplers have it."""
+    shard = sharding_of(recipe.model, recipe.learner, recipe.learner.ranks).shard(shape)
+    return shard.weights + shard.optimizer
+
+
+def forwards(recipe: Recipe, workload: Workload, stage: str) -> list[Forward]:
+    """A full micro-batch of mean groups, and a single group whose prompt and answers are all the longest."""
+    answers = recipe.grpo.num_generations if stage == "grpo" else 1
+    in_update = recipe.grpo.prompts_per_update if stage == "grpo" else recipe.sft.batch_size
+    shared = recipe.learner.layout == "shared"
+    compute, together = COMPUTE_BYTES[recipe.learner.dtype], recipe.learner.sequence_parallel
+    ranks = max(1, recipe.learner.ranks // together)
+
+    def forward(groups: int, prompt: float, answer: float, patches: float) -> Forward:
+        rows = groups if shared else groups * answers
+        length = prompt + (answers if shared else 1) * answer
+        copies = groups if shared else rows
+        return Forward(
+            rows=rows,
+            length=math.ceil(length / together),
+            answer_tokens=math.ceil(groups * answers * answer / together),
+            patches=math.ceil(copies * patches),
+            masked=shared and answers > 1,
+            bytes_per_number=compute,
+        )
+
+    mean = workload.prompt_tokens + answers * workload.answer_tokens
+    if not shared:
+        mean = answers * (workload.prompt_tokens + workload.answer_tokens)
+    groups = min(max(1, int(recipe.learner.tokens_per_micro_batch // mean)), max(1, math.ceil(in_update / ranks)))
+    typical = forward(groups, workload.prompt_tokens, workload.answer_tokens, workload.patches)
+    longest = forward(1, workload.prompt_tokens_max, workload.answer_tokens_max, workload.patches_max)
+    return [typical, longest]
+
+
+def _held(recipe: Recipe, shard: Shard, sharding: Sharding) -> tuple[MemoryItem, ...]:
+    away = OFFLOADED[recipe.learner.offload]
+    how = f"{recipe.learner.engine}{_stage(recipe)} over {sharding.ranks}"
+    base = (
+        f"a base in {recipe.model.quantization} whole on every rank, the adapter"
+        if recipe.model.quantization
+        else "parameters"
+    )
+    told = {
+        "weights": f"{base}, {how}",
+        "gradients": f"float32, of what is trained, {how}",
+        "optimizer": f"AdamW's moments{' and masters' if recipe.learner.engine == 'deepspeed' else ''}, {how}",
+    }
+    return tuple(
+        MemoryItem(name, 0 if name in away else getattr(shard, name), f"{line}{', on the host' if name in away else ''}")
+        for name, line in told.items()
+    )
+
+
+def _training(
+    recipe: Recipe, shape: ModelShape, forward: Forward, sharding: Sharding, stage: str
+) -> list[tuple[MemoryItem, ...]]:
+    """Moments of a micro-batch's forward and backward, after the first of an update."""
+    found = activations(shape, forward, recipe.learner.activation_checkpointing)
+    extra = _attention_loss(recipe.sft.attention_loss, shape, forward) if stage == "sft" else 0
+    whole, scored = sharding.whole(shape), sharding.scored(shape)
+    moments = []
+    for kind, needed in (("language", found.language), ("vision", found.vision)):
+        block = max(shape.of_kind(kind), key=lambda each: each.numel)  # type: ignore[arg-type]
+        gathered = whole + scored + sharding.at_block(block, trains=block.numel_trainable > 0)
+        moments.append((_gathered_item(recipe, gathered), *_activation_items(found, needed + extra, 0, forward, recipe)))
+    at_scoring = whole + 2 * scored
+    moments.append(
+        (
+            _gathered_item(recipe, at_scoring),
+            *_activation_items(found, found.scoring - found.logits + extra, found.logits, forward, recipe),
+        )
+    )
+    return moments
+
+
+def _activation_items(
+    found: Activations, needed: int, logits: int, forward: Forward, recipe: Recipe
+) -> tuple[MemoryItem, ...]:
+    kept = "one block at a time" if recipe.learner.activation_checkpointing else "all blocks kept"
+    items = [MemoryItem("activations", needed, f"{_told(forward)}, {kept}")]
+    if logits:
+        items.append(MemoryItem("logits", logits, "float32, five tensors of a chunk of 2,048 answer tokens × vocabulary"))
+    return tuple(items)
+
+
+def _step(recipe: Recipe, shape: ModelShape, sharding: Sharding) -> tuple[MemoryItem, ...]:
+    """The larger of the last reduction and AdamW's temporary square roots."""
+    roots = 0 if recipe.learner.offload else sharding.shard(shape).gradients
+    at_end = sharding.whole(shape) + sharding.at_end(shape)
+    if at_end >= roots:
+        return (
+            MemoryItem("gathered block", at_end, "the last reduction: whole gradients of what is in no block, in float32"),
+        )
+    return (MemoryItem("gathered block", roots, f"AdamW's square roots, {FLOAT} bytes a trained parameter"),)
+
+
+def _publish(recipe: Recipe, shape: ModelShape, sharding: Sharding) -> tuple[MemoryItem, ...]:
+    gathered = sharding.whole(shape) + max(sharding.at_block(block, trains=False) for block in shape.blocks)
+    return (_gathered_item(recipe, gathered), sync_buffers(recipe))
+
+
+def sync_buffers(recipe: Recipe) -> MemoryItem:
+    buckets = 2 * recipe.sync.bucket_mb << 20
+    return MemoryItem("sync buffers", buckets, f"two buckets of {recipe.sync.bucket_mb} MiB")
+
+
+def _attention_loss(config: AttentionLossConfig, shape: ModelShape, forward: Forward) -> int:
+    return attention_loss(shape.language, forward) if config.weight else 0
+
+
+def _gathered_item(recipe: Recipe, size: int) -> MemoryItem:
+    return MemoryItem("gathered block", size, f"{_gathered(recipe)} in {recipe.learner.dtype}; gradients on their way")
+
+
+def _gathered(recipe: Recipe) -> str:
+    if recipe.model.quantization:
+        return "one matrix unpacked"
+    if recipe.learner.engine == "deepspeed":
+        return "up to 1e9 live parameters" if recipe.learner.zero_stage == 3 else "buckets of gradients"
+    return "embedding, head and projector whole, two blocks"
+
+
+def _stage(recipe: Recipe) -> str:
+    return f" ZeRO-{recipe.learner.zero_stage}" if recipe.learner.engine == "deepspeed" else ""
+
+
+def _told(forward: Forward) -> str:
+    return f"{forward.rows} × {forward.length:,} tokens, {forward.patches:,} patches"
