@@ -39,17 +39,18 @@ class SequenceParallel:
     """This rank's place in a group of `size` neighbouring ranks that compute every sequence of `model` together.
 
     Made by all ranks of the process group, after `rl.attention_hook.install` where both are wanted. Rows must have a
-    multiple of `size` tokens (`rl.layout.lay_out` pads them). Raises ValueError where the key heads do not divide.
+    multiple of `size` tokens (`rl.layout.lay_out` pads them). Raises ValueError where the heads cannot be shared out.
     """
 
     def __init__(self, model: PreTrainedModel, size: int) -> None:
-        key_heads = text_config(model).num_key_value_heads
-        if key_heads % size:
+        config = text_config(model)
+        heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+        if heads % size or (key_heads % size and size % key_heads):
             raise ValueError(
-                f"learner.sequence_parallel is {size}, but the model has {key_heads} key heads, which {size} ranks "
-                "cannot share out evenly; use a divisor of them"
+                f"`learner.sequence_parallel` is {size}: so many ranks cannot share out the model's {heads} heads and "
+                f"{key_heads} key heads evenly; use a divisor of the heads that divides the key heads or is their multiple"
             )
-        self.size = size
+        self.size, self.copies = size, max(1, size // key_heads)  # copies: of a key head, where ranks are more than those
         self.group, _ = dist.new_subgroups(size)
         self.rank = dist.get_rank(self.group)
         _exchange_heads_in(model)
@@ -78,9 +79,11 @@ class SequenceParallel:
         output.last_hidden_state = all_gather_single(output.last_hidden_state, 1, self.group)
         return output
 
-    def heads_of_all_tokens(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def heads_of_all_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """[B, H, L/n, d] each → [B, H/n, L, d] each, in one exchange."""
-        by_rank = [tensor.unflatten(1, (self.size, -1)) for tensor in tensors]
+        if self.copies > 1:
+            key, value = (tensor.repeat_interleave(self.copies, 1) for tensor in (key, value))
+        by_rank = [tensor.unflatten(1, (self.size, -1)) for tensor in (query, key, value)]
         sent = torch.cat(by_rank, 2).transpose(0, 1).contiguous()  # [n of heads, B, heads, L/n, d]
         received = all_to_all_single(sent, None, None, self.group)  # [n of tokens, …]
         whole = received.permute(1, 2, 0, 3, 4).flatten(2, 3)
@@ -131,7 +134,19 @@ def _between_exchanges(attention: Attention) -> Attention:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value = sequence.heads_of_all_tokens(query, key, value)
-        output, _ = attention(module, query, key, value, attention_mask, **kwargs)
+        own = _WithOwnHeads(module, query.shape[1] // key.shape[1])
+        output, _ = attention(own, query, key, value, attention_mask, **kwargs)
         return sequence.tokens_of_all_heads(output), None
 
     return forward
+
+
+class _WithOwnHeads:
+    """An attention module that has as many query heads a key head as this rank got."""
+
+    def __init__(self, module: nn.Module, groups: int) -> None:
+        self._module = module
+        self.num_key_value_groups = groups
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
