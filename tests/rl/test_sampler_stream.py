@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,15 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from data.sample import Sample
-from rl.protocols import GroupRequest, SampledGroup
-from rl.records import Rollout, RolloutFailure, Sampling
+from rewards.config import RewardConfig
+from rl.config import AlgorithmConfig, GrpoConfig, LearnerConfig, ModelConfig, OptimizerConfig
+from rl.engines.base import Rendezvous
+from rl.learner import Learner
+from rl.loop import Roles, hand_over
+from rl.loop_async import AsyncGrpoLoop
+from rl.prompt_ledger import PromptLedger
+from rl.protocols import GroupRequest, Published, SampledGroup
+from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from tests.rl.sampler_case import (
     adapted,
     config_of,
@@ -26,6 +33,7 @@ from tests.rl.stock_forward import answer_logits
 
 from rl.sampler_stream import StreamingSampler  # isort: skip  (sampler_case sets vLLM's environment)
 from rl.engine_thread import EngineThread  # isort: skip
+from tests.rl.local_roles import LocalLearner, LocalRewards, LocalRollouts  # isort: skip
 
 SAMPLING = Sampling(n=3, temperature=1.0, top_p=1.0, max_tokens=12, seed=3)
 GREEDY = replace(SAMPLING, n=1, temperature=0.0)
@@ -203,3 +211,60 @@ def test_a_thread_loads_while_groups_are_under_way(
     for group in groups:
         for rollout in rollouts_of([group.answers]):
             assert mismatch_by_version(models, sampler, tiny_samples[group.ticket % 4], rollout) <= BOUND
+
+
+class LocalStream(LocalRollouts):
+    """`rl.protocols.StreamingRollouts` of one engine in a thread."""
+
+    def __init__(self, sampler: StreamingSampler) -> None:
+        super().__init__(sampler)
+        self.stream, self.thread = sampler, EngineThread()
+        self.thread.drive(sampler)
+
+    def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[list[Rollout | RolloutFailure]]:
+        return self.thread.call(super().generate, samples, sampling)
+
+    def load(self, published: Published) -> list[WeightsReceipt]:
+        return self.thread.call(super().load, published)
+
+    def submit(self, requests: Sequence[GroupRequest]) -> None:
+        for request in requests:
+            self.thread.post(self.stream.submit, request)
+
+    def collect(self, timeout_s: float) -> list[SampledGroup]:
+        return self.thread.collect()
+
+    def busy_seconds(self) -> float:
+        return self.thread.busy_seconds
+
+
+@pytest.mark.parametrize("old_logprobs", ["learner", "rollout"])
+def test_the_loop_learns_from_a_stream_and_agrees_with_its_sampler_where_they_share_a_policy(
+    sampler: StreamingSampler, tiny_model_dir: Path, tiny_samples: list[Sample], old_logprobs: str
+) -> None:
+    algorithm = AlgorithmConfig(old_logprobs=old_logprobs, rollout_is="token" if old_logprobs == "learner" else None)
+    model, config = ModelConfig(path=str(tiny_model_dir)), LearnerConfig(dtype="float32", tokens_per_micro_batch=600)
+    learner = Learner(model, config, OptimizerConfig(lr=1e-3), sampler.encoder, Rendezvous(), temperature=1.0)
+    stream, trained = LocalStream(sampler), LocalLearner(learner, algorithm)
+    with LocalRewards(RewardConfig(name="tests.rl.test_grpo_real:lettered")) as rewards:
+        loop = AsyncGrpoLoop(
+            Roles(stream, rewards, trained, None),
+            PromptLedger(tiny_samples, seed=0),
+            sampler.encoder.completion,
+            GrpoConfig(steps=4, prompts_per_step=4, prompts_per_update=4, num_generations=3, max_staleness=1),
+            algorithm,
+            Sampling(3, 1.0, 1.0, 16, seed=1),
+            mismatch_bound=BOUND,
+        )
+        try:
+            hand_over(trained, stream, 0)
+            reports = [loop.step(step).metrics for step in range(4)]
+        finally:
+            stream.thread.close()
+            loop.shutdown()
+            learner.close()
+    assert sampler.version == 4 and not sampler.busy
+    assert reports[0]["staleness/max"] == 0
+    assert max(report["staleness/max"] for report in reports) == 1
+    assert 0 < max(report.get("mismatch/max", 0.0) for report in reports) <= BOUND
+    assert all(report["grad_norm"] > 0 for report in reports)
