@@ -41,6 +41,9 @@ def test_overrides_win_over_the_recipe_and_the_recipe_over_its_parent(tmp_path: 
         ("learner.layout=shred", ["learner.layout", "shared"]),
         ("grpo.num_generations=1", ["grpo.num_generations", "advantage"]),
         ("grpo.prompts_per_update=3", ["prompts_per_update", "prompts_per_step"]),
+        ("grpo.max_staleness=-1", ["grpo.max_staleness"]),
+        ("grpo.max_staleness=1", ["grpo.max_staleness", "algorithm.rollout_is"]),
+        ("grpo.drop_stale=true", ["grpo.drop_stale", "grpo.max_staleness"]),
         ("rollout.temperature=0", ["rollout.temperature"]),
         ("rollout.top_p=0.9", ["rollout.top_p"]),
         ("rollout.max_tokens=9000", ["rollout.max_tokens", "rollout.max_model_len"]),
@@ -58,6 +61,19 @@ def test_what_cannot_run_is_refused_by_name(recipe_file: Path, override: str, wo
         load_recipe(recipe_file, [override])
     for word in words:
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        (["algorithm.rollout_is=token", "cluster.placement=colocated"], "disaggregated"),
+        (["algorithm.old_logprobs=rollout", "algorithm.loss=gpg"], "algorithm.loss=gpg"),
+    ],
+)
+def test_what_cannot_be_learnt_while_it_is_sampled_is_refused(recipe_file: Path, overrides: list[str], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        load_recipe(recipe_file, ["grpo.max_staleness=1", *overrides])
+    assert load_recipe(recipe_file, ["grpo.max_staleness=1", "algorithm.old_logprobs=rollout"]).grpo.max_staleness == 1
 
 
 def test_an_open_value_is_named(tmp_path: Path) -> None:

@@ -238,11 +238,10 @@ class LocalStream(LocalRollouts):
         return self.thread.busy_seconds
 
 
-@pytest.mark.parametrize("old_logprobs", ["learner", "rollout"])
 def test_the_loop_learns_from_a_stream_and_agrees_with_its_sampler_where_they_share_a_policy(
-    sampler: StreamingSampler, tiny_model_dir: Path, tiny_samples: list[Sample], old_logprobs: str
+    sampler: StreamingSampler, tiny_model_dir: Path, tiny_samples: list[Sample]
 ) -> None:
-    algorithm = AlgorithmConfig(old_logprobs=old_logprobs, rollout_is="token" if old_logprobs == "learner" else None)
+    algorithm = AlgorithmConfig(rollout_is="token")
     model, config = ModelConfig(path=str(tiny_model_dir)), LearnerConfig(dtype="float32", tokens_per_micro_batch=600)
     learner = Learner(model, config, OptimizerConfig(lr=1e-3), sampler.encoder, Rendezvous(), temperature=1.0)
     stream, trained = LocalStream(sampler), LocalLearner(learner, algorithm)
@@ -251,19 +250,19 @@ def test_the_loop_learns_from_a_stream_and_agrees_with_its_sampler_where_they_sh
             Roles(stream, rewards, trained, None),
             PromptLedger(tiny_samples, seed=0),
             sampler.encoder.completion,
-            GrpoConfig(steps=4, prompts_per_step=4, prompts_per_update=4, num_generations=3, max_staleness=1),
+            GrpoConfig(steps=3, prompts_per_step=4, prompts_per_update=4, num_generations=3, max_staleness=1),
             algorithm,
             Sampling(3, 1.0, 1.0, 16, seed=1),
             mismatch_bound=BOUND,
         )
         try:
             hand_over(trained, stream, 0)
-            reports = [loop.step(step).metrics for step in range(4)]
+            reports = [loop.step(step).metrics for step in range(3)]
         finally:
             stream.thread.close()
             loop.shutdown()
             learner.close()
-    assert sampler.version == 4 and not sampler.busy
+    assert sampler.version == 3 and not sampler.busy
     assert reports[0]["staleness/max"] == 0
     assert max(report["staleness/max"] for report in reports) == 1
     assert 0 < max(report.get("mismatch/max", 0.0) for report in reports) <= BOUND
