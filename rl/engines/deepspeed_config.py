@@ -17,6 +17,8 @@ from rl.engines.base import Rendezvous
 
 # Elements of a buffer in which gradients are reduced: 0.4 GB in float32. DeepSpeed's own default is five times that.
 REDUCE_BUCKET = 100_000_000
+# Elements up to which ZeRO-3 leaves a parameter whole from its first use to the next step: norms, biases, small adapters.
+LEFT_WHOLE = 100_000
 
 
 def enter(where: Rendezvous, new_group: bool) -> None:
@@ -60,6 +62,7 @@ def zero_config(learner: LearnerConfig, max_grad_norm: float, trained: int, devi
     zero: dict[str, Any] = {
         "stage": learner.zero_stage,
         "reduce_bucket_size": max(1, min(REDUCE_BUCKET, trained)),
+        "stage3_param_persistence_threshold": LEFT_WHOLE,
     }
     host = {"device": "cpu", "pin_memory": device.type == "cuda"}
     if learner.offload:

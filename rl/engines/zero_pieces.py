@@ -149,16 +149,20 @@ class Zero3:
 
     def offload(self) -> None:
         self._release()
-        if self.on_host != "all":
-            self._move_slices(HOST)
-        if self.optimizer is not None and self.on_host is None:
-            self._move_optimizer(HOST)
+        self._move(HOST)
+        if self.optimizer is not None and self.on_host != "all":
+            self.engine.offload_states(include=[States.lp_grads, States.contiguous_grad_buffer], pin_memory=False)
 
     def onload(self) -> None:
+        self._move(self.device)
+        if self.optimizer is not None and self.on_host != "all":
+            self.engine.reload_states()
+
+    def _move(self, device: torch.device) -> None:
         if self.on_host != "all":
-            self._move_slices(self.device)
+            self._move_slices(device)
         if self.optimizer is not None and self.on_host is None:
-            self._move_optimizer(self.device)
+            self._move_optimizer(self.optimizer, device)
 
     def _move_slices(self, device: torch.device) -> None:
         for parameter in self.policy.parameters():
@@ -172,13 +176,8 @@ class Zero3:
         for group in range(len(self.zero.fp16_groups)):
             self.zero._unflatten_partitioned_parameters(group)
 
-    def _move_optimizer(self, device: torch.device) -> None:
-        """Masters, moments, and the buffers gradients are accumulated in."""
+    def _move_optimizer(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         for flat in self.zero.fp32_partitioned_groups_flat:
             flat.data = flat.data.to(device)
-        for state in self.zero.optimizer.state.values():
+        for state in optimizer.state.values():
             state |= {kind: state[kind].to(device) for kind in MOMENTS}
-        if device == HOST:
-            self.engine.offload_states(include=[States.lp_grads, States.contiguous_grad_buffer], pin_memory=False)
-        else:
-            self.engine.reload_states()
