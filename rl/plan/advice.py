@@ -8,7 +8,7 @@ leaves least missing is kept and the search goes on from there. What would chang
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from rl.config_checks import ConfigError, check_recipe
 from rl.plan.plan import Plan, make_plan
 
 MAX_TURNS = 5
-Changes = Mapping[str, Any]  # dotted key → value
+Changes = dict[str, Any]  # dotted key → value
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,39 +34,52 @@ class Advice:
 
 def advise(recipe: Recipe, plan: Plan) -> Advice | None:
     """What makes `recipe` fit, whose `plan` does not; None where no knob that is tried helps."""
-    return _search(recipe, plan, knobs) or _search(recipe, plan, all_knobs)
+    search = _Search(recipe, plan)
+    return search.run(knobs) or search.run(all_knobs)
 
 
-def _search(recipe: Recipe, plan: Plan, offered: Callable[[Recipe, Plan], Iterator[Changes]]) -> Advice | None:
-    turned: dict[str, Any] = {}
-    for _ in range(MAX_TURNS):
-        tried = []
-        for changes in offered(with_changes(recipe, turned), plan):
-            candidate = _planned(recipe, {**turned, **changes}, plan)
-            if candidate is None:
-                continue
-            if candidate.fits:
-                return Advice(tuple({**turned, **changes}.items()), candidate)
-            tried.append((_missing(candidate), changes, candidate))
-        least, changes, candidate = min(tried, key=lambda each: each[0], default=(_missing(plan), {}, plan))
-        if least >= _missing(plan):
+class _Search:
+    """Turns knobs of `recipe` and plans it again, each combination once."""
+
+    def __init__(self, recipe: Recipe, plan: Plan) -> None:
+        self.recipe, self.plan = recipe, plan
+        self.planned: dict[str, Plan | None] = {}
+
+    def run(self, offered: Callable[[Recipe, Plan], Iterator[Changes]]) -> Advice | None:
+        turned: dict[str, Any] = {}
+        plan = self.plan
+        for _ in range(MAX_TURNS):
+            tried = []
+            for changes in offered(with_changes(self.recipe, turned), plan):
+                candidate = self.with_(turned | changes)
+                if candidate is None:
+                    continue
+                if candidate.fits:
+                    return Advice(tuple((turned | changes).items()), candidate)
+                tried.append((_missing(candidate), changes, candidate))
+            least, changes, candidate = min(tried, key=lambda each: each[0], default=(_missing(plan), {}, plan))
+            if least >= _missing(plan):
+                return None
+            turned, plan = turned | changes, candidate
+        return None
+
+    def with_(self, changes: Changes) -> Plan | None:
+        """The plan with `changes`, None where the recipe refuses them."""
+        key = repr(sorted(changes.items()))
+        if key not in self.planned:
+            self.planned[key] = self._plan(with_changes(self.recipe, changes))
+        return self.planned[key]
+
+    def _plan(self, changed: Recipe) -> Plan | None:
+        try:
+            check_recipe(changed)
+        except ConfigError:
             return None
-        turned, plan = {**turned, **changes}, candidate
-    return None
+        return make_plan(changed, self.plan.workload)
 
 
 def _missing(plan: Plan) -> int:
     return sum(problem.excess for problem in plan.problems)
-
-
-def _planned(recipe: Recipe, changes: Changes, like: Plan) -> Plan | None:
-    """The plan with `changes`, None where the recipe refuses them."""
-    changed = with_changes(recipe, changes)
-    try:
-        check_recipe(changed)
-        return make_plan(changed, like.workload)
-    except ConfigError:
-        return None
 
 
 def with_changes(recipe: Recipe, changes: Changes) -> Recipe:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from rl.plan.rollout_memory import weight_bytes
 from rl.plan.roofline import COPY_BYTES_PER_S, TCP_BYTES_PER_S, Cost, Phase, longest, phase
-from rl.plan.sharding import COMPUTE_BYTES, FLOAT
+from rl.plan.sharding import FLOAT
 from rl.plan.situation import Situation
 
 Moving = Callable[[Situation, float], tuple[Cost, str]]
@@ -71,10 +72,7 @@ def _taking_turns(at: Situation) -> tuple[Phase, ...]:
     learner = FLOAT * (shape.numel + 2 * shape.numel_trainable) / recipe.learner.ranks
     separate = recipe.algorithm.kl_coefficient and recipe.reference.on == "actor"
     reference = FLOAT * shape.numel / recipe.reference.ranks if separate else 0.0
-    parallel = recipe.rollout.tensor_parallel
-    kept = (
-        COMPUTE_BYTES[recipe.rollout.dtype] * (shape.numel - shape.numel_adapter) / parallel if adapters_alone(at) else 0.0
-    )
+    kept = weight_bytes(recipe, shape) if adapters_alone(at) else 0
     size = learner + reference + kept
     how = (
         f"out and in over PCIe, {size / 1e9:.3g} GB a GPU: learner {learner / 1e9:.3g}, reference {reference / 1e9:.3g}, "
