@@ -137,6 +137,7 @@ def main(directory: str, cpus: Sequence[int]) -> None:
     print(json.dumps({"address": f"http://{cluster.webui_url}", "gcs": cluster.gcs_address}), flush=True)
     sys.stdin.read()
     cluster.shutdown()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":
