@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 def nodes_up(address: str) -> list[str]:
     """The addresses of the nodes that are up; none while the head does not answer."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
     from ray.exceptions import RpcError
 

@@ -16,7 +16,8 @@ from rl.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-READMES = [README, ROOT / "CONTRIBUTING.md", ROOT / "recipes/locus/README.md", ROOT / "recipes/focus/README.md"]
+RECIPES = [ROOT / "recipes/locus/README.md", ROOT / "recipes/focus/README.md"]
+READMES = [README, ROOT / "CONTRIBUTING.md", ROOT / "cluster/README.md", *RECIPES]
 
 
 def blocks(language: str) -> list[str]:
