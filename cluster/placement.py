@@ -174,13 +174,14 @@ def _own_gpus() -> list[str]:
 
 
 def _nodes(free: bool = False) -> list[Node]:
-    """The machines that are up, with all their resources or with those nobody has taken."""
+    """The machines that are up, in the order of their addresses, with all resources or with those nobody has taken."""
     left = available_resources_per_node() if free else {}
-    return [
+    nodes = [
         Node(node["NodeID"], node["NodeManagerAddress"], left.get(node["NodeID"], {}) if free else node["Resources"])
         for node in ray.nodes()
         if node["Alive"]
     ]
+    return sorted(nodes, key=lambda node: (node.address, node.id))
 
 
 def _explain(roles: Sequence[RoleSpec], missing: str) -> str:
