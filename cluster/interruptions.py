@@ -27,6 +27,7 @@ class Interruptions:
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Any] = {}
         self._held = False
+        self.termination: Terminated | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -55,4 +56,5 @@ class Interruptions:
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:
-            raise Terminated(128 + number)
+            self.termination = Terminated(128 + number)
+            raise self.termination

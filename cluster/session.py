@@ -84,6 +84,11 @@ def ray_session(config: ClusterConfig) -> Iterator[Session]:
             interruptions.install()
             try:
                 yield Session(address == "local", owned)
+            except SystemExit:
+                # Ray, interrupted while it waits, raises a SystemExit of its own, with status 0.
+                if interruptions.termination is not None:
+                    raise interruptions.termination from None
+                raise
             finally:
                 interruptions.hold()
 

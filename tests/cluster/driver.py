@@ -33,6 +33,10 @@ class Litterer:
     def litter(self) -> tuple[int, int, str]:
         return os.getpid(), self.orphan, f"/dev/shm/{self.segment.name}"
 
+    def sleep(self) -> None:
+        """The driver then waits inside of Ray, as a run does nearly all of its time."""
+        time.sleep(3600)
+
 
 def main(mode: str) -> None:
     own = subprocess.Popen(["sleep", "3600"], start_new_session=True)
@@ -56,7 +60,7 @@ def run(mode: str, own: subprocess.Popen[Any]) -> None:
         if mode == "raise":
             raise RuntimeError("as told")
         if mode == "wait":
-            time.sleep(3600)
+            group.call_all("sleep")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def are_gone(processes: Sequence[psutil.Process]) -> bool:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    """Two raylets of two CPUs: a run's three actors do not fit on one."""
-    with started(2, 2) as nodes:
+    """Two raylets: the four CPUs of a run's actors are on no one of them."""
+    with started(3, 2) as nodes:
         yield nodes
 
 
