@@ -1,4 +1,4 @@
-"""A program with a Ray session, for test_session to stop: `python -m tests.cluster.driver return|raise|wait`.
+"""A program with a Ray session, for test_session to stop: `python -m tests.cluster.driver return|raise|wait|wait_in_ray`.
 
 Every actor starts a process of its own and a shared-memory segment, and cleans up neither. Prints what runs as one line
 of JSON, then does what it was told.
@@ -34,7 +34,6 @@ class Litterer:
         return os.getpid(), self.orphan, f"/dev/shm/{self.segment.name}"
 
     def sleep(self) -> None:
-        """The driver then waits inside of Ray, as a run does nearly all of its time."""
         time.sleep(3600)
 
 
@@ -60,6 +59,8 @@ def run(mode: str, own: subprocess.Popen[Any]) -> None:
         if mode == "raise":
             raise RuntimeError("as told")
         if mode == "wait":
+            time.sleep(3600)
+        if mode == "wait_in_ray":
             group.call_all("sleep")
 
 

@@ -131,8 +131,9 @@ def test_ctrl_c_and_an_impatient_second_and_third_one(cleanup: list[Driver]) -> 
     assert_nothing_left(driver, out, err)
 
 
-def test_sigterm(cleanup: list[Driver]) -> None:
-    driver = Driver("wait")
+def test_sigterm_while_ray_waits(cleanup: list[Driver]) -> None:
+    """As a run does nearly all of its time. Ray turns an exit that interrupts it into one of its own."""
+    driver = Driver("wait_in_ray")
     cleanup.append(driver)
     driver.process.terminate()
     code, out, err = driver.finish()
