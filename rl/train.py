@@ -26,16 +26,12 @@ def main(argv: Sequence[str]) -> int:
 
 def run_recipe(recipe: Recipe) -> int:
     """Run all stages, and report on whatever was reached, however it ended."""
+    if not _may_run(recipe):
+        return 2
     from cluster.interruptions import Terminated
     from data.tiny_sets import make_missing
-    from rewards.registry import RewardLookupError, resolve
     from rl.run import Run, open_run_dir
 
-    try:
-        resolve(recipe.reward.name, recipe.reward.kwargs)
-    except RewardLookupError as error:
-        print(f"config: `reward`: {error}", file=sys.stderr)
-        return 2
     expected = _expected()
     run_dir: Path | None = None
     try:
@@ -57,6 +53,22 @@ def run_recipe(recipe: Recipe) -> int:
     if run_dir is not None:
         _report(recipe, run_dir)
     return status
+
+
+def _may_run(recipe: Recipe) -> bool:
+    """Whether the recipe's reward exists and its plan fits; says what is wrong before anything heavy is imported."""
+    from rewards.registry import RewardLookupError, resolve
+    from rl.plan.gate import refusal
+
+    try:
+        resolve(recipe.reward.name, recipe.reward.kwargs)
+    except RewardLookupError as error:
+        print(f"config: `reward`: {error}", file=sys.stderr)
+        return False
+    refused = refusal(recipe)
+    if refused:
+        print("\n".join(f"plan: {line}" for line in refused), file=sys.stderr)
+    return not refused
 
 
 def _expected() -> tuple[type[BaseException], ...]:

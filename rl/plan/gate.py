@@ -12,8 +12,9 @@ import os
 from cluster.preflight import visible_devices
 from rl.config import Recipe
 from rl.plan.advice import advise
-from rl.plan.plan import machine_memory, make_plan
+from rl.plan.plan import cpu_problems, machine_memory, make_plan
 from rl.plan.report import advice_lines
+from rl.plan.shapes import shape_of
 
 OVERRIDE = "to start it all the same: plan.enforce=false"
 
@@ -24,6 +25,8 @@ def refusal(recipe: Recipe) -> list[str]:
     if here is None:
         return []
     try:
+        if here.plan.gpu is None and not cpu_problems(here, shape_of(here.model)):
+            return []  # at once: no dataset is looked into
         plan = make_plan(here)
     except ValueError as error:
         print(f"plan: not checked: {error}")

@@ -159,9 +159,12 @@ def _with_answers(workload: Workload, mean: float) -> Workload:
     )
 
 
-def _on_cpu(recipe: Recipe, shape: ModelShape, workload: Workload) -> Plan:
+def cpu_problems(recipe: Recipe, shape: ModelShape) -> tuple[Problem, ...]:
     """All actors on one machine: does its memory hold them."""
-    host, there = host_memory(recipe, shape, 1, 0), machine_memory()
+    return tuple(_host_problems(host_memory(recipe, shape, 1, 0), machine_memory()))
+
+
+def _on_cpu(recipe: Recipe, shape: ModelShape, workload: Workload) -> Plan:
     return Plan(
         name=recipe.name,
         hardware=None,
@@ -170,11 +173,11 @@ def _on_cpu(recipe: Recipe, shape: ModelShape, workload: Workload) -> Plan:
         stages=(),
         places=Places({}, None),
         kv=None,
-        host=host,
-        host_bytes=there,
+        host=host_memory(recipe, shape, 1, 0),
+        host_bytes=machine_memory(),
         disk_bytes=0,
         validation_samples=0,
-        problems=tuple(_host_problems(host, there)),
+        problems=cpu_problems(recipe, shape),
     )
 
 

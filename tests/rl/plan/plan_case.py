@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from rl.config import Recipe, load_recipe
-from rl.plan.config import PlanConfig
 from rl.plan.gpus import Gpu
 from rl.plan.hardware import Hardware
 from rl.plan.memory import KvCache
@@ -62,6 +63,7 @@ def hardware(nodes: int = 1, gpus_per_node: int = 8) -> Hardware:
     return Hardware(gpu, nodes, gpus_per_node, 5e3, 1 << 34, 1.0, "test")
 
 
+@cache
 def recipe(**changes: object) -> Recipe:
     """LOCUS's 7B recipe cut to 8 prompts a step of 4 answers, two updates, two learner and two reference ranks."""
     small = {
@@ -103,7 +105,3 @@ def situation(
         kv=KvCache(bytes_per_token=100, bytes=1 << 20, sequences=sequences, longest=4),
         validation_samples=6,
     )
-
-
-def plan_config(**keys: object) -> PlanConfig:
-    return PlanConfig(**keys)  # type: ignore[arg-type]
