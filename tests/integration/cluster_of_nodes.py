@@ -91,7 +91,7 @@ class Nodes:
 @contextlib.contextmanager
 def started(*cpus: int) -> Iterator[Nodes]:
     """Raylets with so many CPUs each for the length of a `with` block, in a process of their own."""
-    directory = Path(tempfile.mkdtemp(prefix="sl-n-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))
     own = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
