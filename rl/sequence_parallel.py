@@ -25,7 +25,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_gather_single, all_reduce, all_to_all_single
+from torch.distributed._functional_collectives import all_gather_single, all_reduce, all_to_all_single, wait_tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -76,7 +76,7 @@ class SequenceParallel:
         return args, kwargs | cut
 
     def _join(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        output.last_hidden_state = all_gather_single(output.last_hidden_state, 1, self.group)
+        output.last_hidden_state = wait_tensor(all_gather_single(output.last_hidden_state, 1, self.group))
         return output
 
     def heads_of_all_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -85,14 +85,14 @@ class SequenceParallel:
             key, value = (tensor.repeat_interleave(self.copies, 1) for tensor in (key, value))
         by_rank = [tensor.unflatten(1, (self.size, -1)) for tensor in (query, key, value)]
         sent = torch.cat(by_rank, 2).transpose(0, 1).contiguous()  # [n of heads, B, heads, L/n, d]
-        received = all_to_all_single(sent, None, None, self.group)  # [n of tokens, …]
+        received = wait_tensor(all_to_all_single(sent, None, None, self.group))  # [n of tokens, …]
         whole = received.permute(1, 2, 0, 3, 4).flatten(2, 3)
         return whole.split([part.shape[2] for part in by_rank], 1)
 
     def tokens_of_all_heads(self, tensor: Tensor) -> Tensor:
         """[B, L, H/n, d] → [B, L/n, H, d]."""
         sent = tensor.unflatten(1, (self.size, -1)).transpose(0, 1).contiguous()  # [n of tokens, B, L/n, heads, d]
-        received = all_to_all_single(sent, None, None, self.group)  # [n of heads, …]
+        received = wait_tensor(all_to_all_single(sent, None, None, self.group))  # [n of heads, …]
         return received.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
     def shared_out(self, score: Scores, hidden_KD: Tensor, target_K: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,12 +100,15 @@ class SequenceParallel:
         count = len(target_K)
         mine = self._mine(count)
         part = torch.stack(score(hidden_KD[mine], target_K[mine]))
-        whole = all_reduce(nn.functional.pad(part, (mine.start, count - mine.stop)), "sum", self.group)
+        whole = self._sum(nn.functional.pad(part, (mine.start, count - mine.stop)))
         return whole[0], whole[1]
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the group of what each rank found on its heads."""
-        return all_reduce(values, "sum", self.group) / self.size
+        return self._sum(values) / self.size
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return cast(Tensor, wait_tensor(all_reduce(values, "sum", self.group)))
 
 
 def _exchange_heads_in(model: PreTrainedModel) -> None:
