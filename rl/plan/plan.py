@@ -25,7 +25,8 @@ from rl.plan.situation import Situation
 from rl.plan.workload import Workload, workload_of
 
 TIGHT = 0.95  # above this share of a GPU, the arithmetic's own error may decide
-VALIDATION_SAMPLES = 500  # where the recipe takes all of a set that is not built here
+# Where the recipe takes all of a set that is not built here, by the reward's name: the papers' own sizes.
+VALIDATION_SAMPLES = {"locus": 500, "focus": 50}
 
 REMEDIES = {
     "learner": "more learner.ranks, learner.offload=all, fewer learner.tokens_per_micro_batch, or LoRA",
@@ -192,7 +193,7 @@ def machine_memory() -> int:
 def _validation_samples(recipe: Recipe) -> int:
     wanted = recipe.validation.samples
     if not Path(recipe.data.validation).is_dir():
-        return wanted or VALIDATION_SAMPLES
+        return wanted or VALIDATION_SAMPLES.get(recipe.reward.name, 500)
     from data.store import SampleStore
 
     there = len(SampleStore(recipe.data.validation, split="validation"))

@@ -98,7 +98,7 @@ def _time(stage: StagePlan) -> Iterator[str]:
     yield f"{stage.stage}: time of a step of {stage.answers} answers"
     yield from _table(rows)
     yield (
-        f"  {stage.answers / whole:.3g} samples/s, {stage.answer_tokens / whole:.4g} answer tokens/s; "
+        f"  {stage.answers / whole:.3g} samples/s, {stage.answer_tokens / whole:,.0f} answer tokens/s; "
         f"{stage.steps} steps take {stage.seconds / 3600:.3g} h"
     )
     for phase in stage.phases:
