@@ -110,11 +110,12 @@ class SyncConfig:
 class ReferenceConfig:
     """The frozen policy of the stage's start; there only when the KL coefficient is not 0.
 
-    `on: actor` gives it actors of its own, sharded over `ranks`. Under LoRA `on: learner` computes it on the learner's base
-    with the adapter that the stage began with: no second base in memory, but no more side by side with the learner.
+    `placement: actor` gives it actors of its own, sharded over `ranks`. Under LoRA `placement: learner` computes it on the
+    learner's base with the adapter that the stage began with: no second base in memory, but no more side by side with the
+    learner.
     """
 
-    on: str = "actor"  # actor | learner
+    placement: str = "actor"  # actor | learner
     ranks: int = 1
 
 

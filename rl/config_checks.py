@@ -109,8 +109,8 @@ def _check_deepspeed(recipe: Recipe) -> None:
         )
     if stage == 3 and recipe.model.quantization:
         raise ConfigError(
-            f"`model.quantization={recipe.model.quantization}`: ZeRO-3 slices parameters, and packed ones cannot be cut; use "
-            "`learner.zero_stage=2`, or `learner.engine=fsdp`"
+            f"`model.quantization={recipe.model.quantization}`: ZeRO-3 slices parameters, and packed ones cannot be cut; "
+            "use `learner.zero_stage=2`, or `learner.engine=fsdp`"
         )
 
 
@@ -139,11 +139,11 @@ def _check_sequence_parallel(recipe: Recipe) -> None:
 
 
 def _check_reference(recipe: Recipe) -> None:
-    _choose("reference.on", [recipe.reference.on], ("actor", "learner"))
-    if recipe.reference.on == "learner" and not recipe.model.lora.rank:
+    _choose("reference.placement", [recipe.reference.placement], ("actor", "learner"))
+    if recipe.reference.placement == "learner" and not recipe.model.lora.rank:
         raise ConfigError(
-            "`reference.on=learner` computes the reference on the learner's base, which without LoRA is itself trained; "
-            "set `model.lora.rank`, or `reference.on=actor`"
+            "`reference.placement=learner` computes the reference on the learner's base, which without LoRA is itself "
+            "trained; set `model.lora.rank`, or `reference.placement=actor`"
         )
 
 
@@ -159,9 +159,7 @@ def _check_colocated(recipe: Recipe) -> None:
             f"set learner.ranks={places}"
         )
     if reference > ranks:
-        raise ConfigError(
-            f"`reference.ranks` is {reference}: colocated it may be `learner.ranks` ({ranks}) at most"
-        )
+        raise ConfigError(f"`reference.ranks` is {reference}: colocated it may be `learner.ranks` ({ranks}) at most")
     if recipe.model.quantization:
         raise ConfigError(
             f"`model.quantization={recipe.model.quantization}`: a quantized base cannot leave the GPU to the samplers; "

@@ -42,7 +42,7 @@ def needs_reference(recipe: Recipe) -> bool:
 
 
 def has_reference_actor(recipe: Recipe) -> bool:
-    return needs_reference(recipe) and recipe.reference.on == "actor"
+    return needs_reference(recipe) and recipe.reference.placement == "actor"
 
 
 def cpu_threads(ranks: int) -> dict[str, str]:

@@ -105,7 +105,7 @@ def knobs(recipe: Recipe, plan: Plan) -> Iterator[Changes]:
         yield from _learner_memory_knobs(recipe)
     if short & {"reference"}:
         yield {"reference.ranks": recipe.reference.ranks * 2}
-        yield {"reference.on": "learner"}
+        yield {"reference.placement": "learner"}
     if short & {"host"}:
         yield from _host_knobs(recipe)
     yield from _placement_knobs(recipe)
@@ -150,7 +150,7 @@ def _placement_knobs(recipe: Recipe) -> Iterator[Changes]:
     if recipe.rollout.actors > 1:
         yield {"rollout.actors": recipe.rollout.actors // 2}
     if recipe.model.lora.rank:
-        yield {"reference.on": "learner"}
+        yield {"reference.placement": "learner"}
     yield {"cluster.placement": "colocated"}
     for nodes in (2, 4, 8, 16):
         if nodes > recipe.plan.nodes:

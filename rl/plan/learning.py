@@ -22,7 +22,7 @@ def logprobs(at: Situation) -> tuple[Phase, ...]:
         phases.append(phase("old logprobs", cost, how))
         hidden = cost.seconds
     if recipe.algorithm.kl_coefficient:
-        on_learner = recipe.reference.on == "learner"
+        on_learner = recipe.reference.placement == "learner"
         ranks = recipe.learner.ranks if on_learner else recipe.reference.ranks
         cost, how = _forward(at, at.groups, ranks, "learner" if on_learner else "reference")
         alone = on_learner or recipe.cluster.placement == "colocated"
@@ -132,7 +132,7 @@ def _optimizer(at: Situation, updates: int) -> Phase:
     """AdamW on a rank's shard, where its state lives."""
     learner = at.recipe.learner
     shard = at.shape.numel_trainable / learner.ranks
-    how = f"{updates} × {ADAMW} bytes × {shard / 1e6:.4g} M parameters a rank"
+    how = f"{updates} × {ADAMW} bytes × {shard / 1e6:,.1f} M parameters a rank"
     if learner.offload is None:
         return phase("optimizer", _times(at.machine.memory(ADAMW * shard), updates), how)
     together = at.places.most_on_a_node("learner")

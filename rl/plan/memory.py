@@ -48,7 +48,7 @@ def role_memories(
 
 def has_reference(recipe: Recipe, stage: str) -> bool:
     """Whether `stage` holds its policy to a frozen one on GPUs of that one's own."""
-    return stage == "grpo" and recipe.algorithm.kl_coefficient != 0 and recipe.reference.on == "actor"
+    return stage == "grpo" and recipe.algorithm.kl_coefficient != 0 and recipe.reference.placement == "actor"
 
 
 def _together(recipe: Recipe, shape: ModelShape, roles: list[RoleMemory]) -> RoleMemory:

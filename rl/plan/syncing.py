@@ -70,7 +70,7 @@ def _taking_turns(at: Situation) -> tuple[Phase, ...]:
     if recipe.cluster.placement != "colocated":
         return ()
     learner = FLOAT * (shape.numel + 2 * shape.numel_trainable) / recipe.learner.ranks
-    separate = recipe.algorithm.kl_coefficient and recipe.reference.on == "actor"
+    separate = recipe.algorithm.kl_coefficient and recipe.reference.placement == "actor"
     reference = FLOAT * shape.numel / recipe.reference.ranks if separate else 0.0
     kept = weight_bytes(recipe, shape) if adapters_alone(at) else 0
     size = learner + reference + kept

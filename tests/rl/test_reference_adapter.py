@@ -128,9 +128,9 @@ def test_it_does_on_two_ranks_of_every_engine(engine: dict[str, Any], tiny_model
 
 
 def test_without_an_adapter_there_is_nothing_to_compute_it_from() -> None:
-    with pytest.raises(ConfigError, match=r"`reference.on=learner`.*without LoRA.*model.lora.rank"):
-        load_recipe(SHIPPED, ["reference.on=learner"])
-    recipe: Recipe = load_recipe(SHIPPED, ["reference.on=learner", "model.lora.rank=4"])
-    recipe.reference.on = "nowhere"
-    with pytest.raises(ConfigError, match=r"`reference.on` is `nowhere`"):
+    with pytest.raises(ConfigError, match=r"`reference.placement=learner`.*without LoRA.*model.lora.rank"):
+        load_recipe(SHIPPED, ["reference.placement=learner"])
+    recipe: Recipe = load_recipe(SHIPPED, ["reference.placement=learner", "model.lora.rank=4"])
+    recipe.reference.placement = "nowhere"
+    with pytest.raises(ConfigError, match=r"`reference.placement` is `nowhere`"):
         check_recipe(recipe)
