@@ -22,7 +22,9 @@ from rl.plan.shapes import ModelShape
 from rl.plan.sharding import COMPUTE_BYTES, FLOAT
 from rl.plan.workload import Workload
 
-PROCESS = 3 << 29  # a Python process with torch, transformers or vLLM, and Ray's own on every node: assumed
+# A Python process with torch, transformers or vLLM, and Ray's own on every node: assumed; without CUDA measured, at 0.7 GiB
+# a learner rank and 1.1 a vLLM engine.
+PROCESS, PROCESS_WITHOUT_CUDA = 3 << 29, 1 << 30
 
 
 def role_memories(
@@ -67,8 +69,9 @@ def _together(recipe: Recipe, shape: ModelShape, roles: list[RoleMemory]) -> Rol
 def host_memory(recipe: Recipe, shape: ModelShape, nodes: int, gpus_per_node: int) -> HostMemory:
     """The fullest node, the first: rank 0 loads there. Without GPUs a node holds what GPUs would."""
     ranks, actors = _on_a_node(recipe, nodes, gpus_per_node)
+    each = PROCESS if gpus_per_node else PROCESS_WITHOUT_CUDA
     items = [
-        MemoryItem("processes", PROCESS * (ranks + actors + 1), f"{ranks} learner and reference ranks, {actors} rollouts"),
+        MemoryItem("processes", each * (ranks + actors + 1), f"{ranks} learner and reference ranks, {actors} rollouts"),
         MemoryItem("loading", _loading(recipe, shape), "rank 0 reads the checkpoint; the other ranks receive theirs"),
         MemoryItem("object store", _object_store(recipe), "Ray's, for samples and what is published through it"),
     ]
