@@ -16,6 +16,9 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from rl.protocols import SampledGroup
 
+# Of every turn, the seconds in which posted calls begin: to take on many requests at once would hold up those under way.
+POSTED_S = 0.02
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -34,6 +37,7 @@ class EngineThread:
 
     def __init__(self) -> None:
         self._asked: deque[Callable[[], object]] = deque()
+        self._posted: deque[Callable[[], object]] = deque()
         self._calls: list[Future[Any]] = []
         self._finished: list[SampledGroup] = []
         self._engine: Stepped | None = None
@@ -59,9 +63,9 @@ class EngineThread:
         return future.result()
 
     def post(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """`function(…)` in the thread, without waiting. What it raises ends the thread, and `collect` raises it."""
+        """`function(…)` in the thread, in its turn; does not wait. What it raises ends the thread, and `collect` raises it."""
         with self._changed:
-            self._asked.append(lambda: function(*args, **kwargs))
+            self._posted.append(lambda: function(*args, **kwargs))
             self._changed.notify_all()
 
     def drive(self, engine: Stepped) -> None:
@@ -96,6 +100,8 @@ class EngineThread:
                 began = time.perf_counter()
                 for function in asked:
                     function()
+                while self._posted and time.perf_counter() - began < POSTED_S:
+                    self._posted.popleft()()
                 self._step()
                 self._busy_seconds += time.perf_counter() - began
         except Exception as error:  # whoever waits for groups or asks for something is told
@@ -112,7 +118,7 @@ class EngineThread:
     def _next(self) -> list[Callable[[], object]]:
         """What was asked meanwhile; waits until something is, or there is a step to do."""
         with self._changed:
-            self._changed.wait_for(lambda: self._asked or self._closed or self._works())
+            self._changed.wait_for(lambda: self._asked or self._posted or self._closed or self._works())
             asked = list(self._asked)
             self._asked.clear()
             self._calls = [future for future in self._calls if not future.done()]

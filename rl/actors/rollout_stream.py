@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -15,6 +16,9 @@ from rl.actors.samples import SampleShipper, fetch
 from rl.protocols import GroupRequest, Published, SampledGroup
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import Device, SamplerConfig
+
+if TYPE_CHECKING:
+    from rl.sync.seats import Seat
 
 
 class StreamingRolloutActor(RolloutActor):
@@ -34,6 +38,9 @@ class StreamingRolloutActor(RolloutActor):
 
     def load(self, published: Published) -> WeightsReceipt:
         return self.thread.call(super().load, published)
+
+    def seats(self) -> list[Seat]:
+        return self.thread.call(super().seats)
 
     def submit(self, tickets: Sequence[int], references: Sequence[ray.ObjectRef], sampling: Sequence[Sampling]) -> None:
         for each in zip(tickets, fetch(references), sampling, strict=True):

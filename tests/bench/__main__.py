@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("bench_step", "bench_shared_prefix", "bench_data_build", "bench_attention_loss")
+BENCHMARKS = ("bench_step", "bench_shared_prefix", "bench_data_build", "bench_attention_loss", "bench_async")
 
 
 def main() -> int:
