@@ -63,12 +63,19 @@ class BlockActivations:
 @dataclass(frozen=True, slots=True)
 class Activations:
     """What a learner's forward and backward hold at three moments: while answers are scored (`logits` of it are logits), and
-    in the backward of a block of the decoder or of the image tower."""
+    in the backward of the last block of the decoder and of the image tower. Blocks of these keep `a_block`, `a_tower_block`.
+    """
 
     scoring: int
     logits: int
     language: int
     vision: int
+    a_block: int
+    a_tower_block: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.scoring, self.language, self.vision)
 
 
 def activations(shape: ModelShape, forward: Forward, checkpointed: bool) -> Activations:
@@ -77,7 +84,7 @@ def activations(shape: ModelShape, forward: Forward, checkpointed: bool) -> Acti
     tower = vision_block(shape.vision, forward)
     sees = any(block.numel_trainable for block in shape.of_kind("vision", "projector"))
     towers = shape.vision.layers * tower.kept(checkpointed) if sees else 0
-    images = towers + _projector(shape.vision, forward) if sees else 0
+    images = towers + _projector(shape, forward) if sees else 0
     c, wide = forward.bytes_per_number, forward.tokens * shape.language.hidden
     kept = shape.language.layers * block.kept(checkpointed) + forward.answer_tokens * shape.language.hidden * c
     final_norm = wide * (FLOAT * (c < FLOAT) + 3 * c)
@@ -89,6 +96,8 @@ def activations(shape: ModelShape, forward: Forward, checkpointed: bool) -> Acti
         logits=logits,
         language=always + images + kept + at_block,
         vision=_pixels(shape.vision, forward) + towers + at_tower if sees else 0,
+        a_block=block.kept(checkpointed),
+        a_tower_block=tower.kept(checkpointed) if sees else 0,
     )
 
 
@@ -153,8 +162,11 @@ def _pixels(vision: VisionShape, forward: Forward) -> int:
     return forward.patches * vision.patch_inputs * (FLOAT + c * (c < FLOAT))
 
 
-def _projector(shape: VisionShape, forward: Forward) -> int:
-    """What the merger keeps: its normalised input, and three tensors as wide as what it merges."""
-    c = forward.bytes_per_number
-    norm = (FLOAT + 2 * c) * shape.hidden if shape.rms_norm else 2 * c * shape.hidden
-    return forward.patches * (norm + 2 * c * shape.hidden)
+def _projector(shape: ModelShape, forward: Forward) -> int:
+    """What mergers keep: their normalised input, and two tensors as wide; without merging, their input and three outputs."""
+    c, vision = forward.bytes_per_number, shape.vision
+    if vision.merge == 1:
+        return forward.patches * c * (vision.hidden + 3 * shape.language.hidden)
+    norm = (FLOAT + 2 * c) * vision.hidden if vision.rms_norm else 2 * c * vision.hidden
+    mergers = sum(block.count for block in shape.of_kind("projector") if block.numel_linear)
+    return mergers * forward.patches * (norm + 2 * c * vision.hidden)

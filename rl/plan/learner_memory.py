@@ -128,10 +128,17 @@ def _training(
     extra = _attention_loss(recipe.sft.attention_loss, shape, forward) if stage == "sft" else 0
     whole, scored = sharding.whole(shape), sharding.scored(shape)
     moments = []
-    for kind, needed in (("language", found.language), ("vision", found.vision)):
+    kinds = (("language", found.language, found.a_block), ("vision", found.vision, found.a_tower_block))
+    for kind, needed, a_block in kinds:
         block = max(shape.of_kind(kind), key=lambda each: each.numel)  # type: ignore[arg-type]
-        gathered = whole + scored + sharding.at_block(block, trains=block.numel_trainable > 0)
-        moments.append((_gathered_item(recipe, gathered), *_activation_items(found, needed + extra, 0, forward, recipe)))
+        for reducing in (
+            False,
+            True,
+        ):  # the last block of all; the one before it, when that one's gradients are on their way
+            at_block = sharding.at_block(block, trains=block.numel_trainable > 0, reducing=reducing)
+            gathered = _gathered_item(recipe, whole + scored + at_block)
+            left = needed + extra - reducing * a_block
+            moments.append((gathered, *_activation_items(found, left, 0, forward, recipe)))
     at_scoring = whole + 2 * scored
     moments.append(
         (
@@ -165,12 +172,17 @@ def _step(recipe: Recipe, shape: ModelShape, sharding: Sharding) -> tuple[Memory
 
 def _publish(recipe: Recipe, shape: ModelShape, sharding: Sharding) -> tuple[MemoryItem, ...]:
     gathered = sharding.whole(shape) + max(sharding.at_block(block, trains=False) for block in shape.blocks)
-    return (_gathered_item(recipe, gathered), sync_buffers(recipe))
+    return (_gathered_item(recipe, gathered), sync_buffers(recipe, shape))
 
 
-def sync_buffers(recipe: Recipe) -> MemoryItem:
-    buckets = 2 * recipe.sync.bucket_mb << 20
-    return MemoryItem("sync buffers", buckets, f"two buckets of {recipe.sync.bucket_mb} MiB")
+def sync_buffers(recipe: Recipe, shape: ModelShape) -> MemoryItem:
+    """Two buckets at a time, or all that is published where that is less."""
+    lora = recipe.model.lora
+    adapters = lora.rank > 0 and lora.sync == "adapter" and not recipe.model.quantization
+    published = COMPUTE_BYTES[recipe.learner.dtype] * (shape.numel_adapter if adapters else shape.numel_base)
+    return MemoryItem(
+        "sync buffers", min(2 * recipe.sync.bucket_mb << 20, published), f"two buckets of {recipe.sync.bucket_mb} MiB"
+    )
 
 
 def _attention_loss(config: AttentionLossConfig, shape: ModelShape, forward: Forward) -> int:

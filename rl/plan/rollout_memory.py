@@ -28,7 +28,7 @@ def rollout_items(recipe: Recipe, shape: ModelShape, workload: Workload, device_
     fixed = _fixed(recipe, shape, device_bytes)
     cache = kv_cache(recipe, shape, workload, device_bytes)
     told = f"{cache.bytes_per_token / 1024:.0f} KiB a token, {cache.sequences} sequences of the workload's mean"
-    return (*fixed, MemoryItem("kv cache", max(0, cache.bytes), told), sync_buffers(recipe), RUNTIME_ITEM)
+    return (*fixed, MemoryItem("kv cache", max(0, cache.bytes), told), sync_buffers(recipe, shape), RUNTIME_ITEM)
 
 
 def kv_cache(recipe: Recipe, shape: ModelShape, workload: Workload, device_bytes: int) -> KvCache:

@@ -56,8 +56,8 @@ class Sharding(Protocol):
     def scored(self, shape: ModelShape) -> int:
         """Gradients that the head's backward leaves whole until the end of backward."""
 
-    def at_block(self, block: ParameterBlock, trains: bool) -> int:
-        """Gathered parameters, gradients and reductions in flight while a block is computed."""
+    def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
+        """Gathered parameters and gradients while a block is computed; `reducing`: the block before it still is reduced."""
 
     def at_end(self, shape: ModelShape) -> int:
         """The last reduction, when no activations are left."""
@@ -127,11 +127,12 @@ class Fsdp:
     def scored(self, shape: ModelShape) -> int:
         return self.compute * head_numel(shape)
 
-    def at_block(self, block: ParameterBlock, trains: bool) -> int:
-        """This block's parameters, the next one's on their way, its gradients, and the reduction of the one before."""
-        on_their_way = self.ranks > 1
-        gathered = self.compute * self._padded(block, trained=False) * (1 + on_their_way)
-        return gathered + trains * (self.compute + FLOAT) * self._padded(block, trained=True)
+    def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
+        """This block's parameters and the next one's on their way. A block holds most at its MLP, when one matrix has its
+        gradient; the gradients of the block before it are on their way in float32."""
+        gathered = self.compute * self._padded(block, trained=False) * (1 + (self.ranks > 1))
+        largest = max((each.numel for each in block.parameters if each.trainable), default=0)
+        return gathered + trains * (self.compute * largest + reducing * FLOAT * self._padded(block, trained=True))
 
     def at_end(self, shape: ModelShape) -> int:
         """Gradients of all that is in no block, and their float32 copies on the way to their owners."""
@@ -160,11 +161,11 @@ class Packed:
     def scored(self, shape: ModelShape) -> int:
         return 0
 
-    def at_block(self, block: ParameterBlock, trains: bool) -> int:
+    def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
         """The block's largest matrix unpacked, for forward or backward, and its adapter as under FSDP2."""
         unpacked = max((each.numel for each in block.parameters if each.packed), default=0)
         adapter = self.ranks * sum(fsdp_numel(each, self.ranks, 0) for each in block.parameters if each.adapter)
-        return self.compute * unpacked + adapter * (2 * self.compute + trains * (self.compute + FLOAT))
+        return self.compute * unpacked + adapter * (2 * self.compute + trains * (self.compute + reducing * FLOAT))
 
     def at_end(self, shape: ModelShape) -> int:
         return 0
@@ -188,7 +189,7 @@ class Zero3:
     def scored(self, shape: ModelShape) -> int:
         return 0
 
-    def at_block(self, block: ParameterBlock, trains: bool) -> int:
+    def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
         """Its parameters even where the live ones are many, and a bucket of gradients with its float32 copy."""
         return self.compute * block.numel + trains * (self.compute + FLOAT) * max(ZERO_BUCKET, block.numel_trainable)
 
@@ -215,7 +216,7 @@ class Zero2:
     def scored(self, shape: ModelShape) -> int:
         return self.compute * head_numel(shape)
 
-    def at_block(self, block: ParameterBlock, trains: bool) -> int:
+    def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
         return trains * (self.compute + FLOAT) * max(ZERO_BUCKET, block.numel_trainable)
 
     def at_end(self, shape: ModelShape) -> int:
