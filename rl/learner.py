@@ -98,7 +98,7 @@ class Learner:
             loss = objective(logprobs, entropy, micro.to(logprobs.device), share.totals, meter)
             if self.attention and record:
                 loss = loss + self.attention.loss(record, micro, share.totals, meter)
-            del entropy  # without an entropy term its graph would hold the logits of every chunk that backward computes again
+            del entropy  # without an entropy term its graph would hold all logits that backward computes again
             self.engine.backward(loss)
         grad_norm = self.engine.step(lr)
         metrics = meter.reduce(self._total, self.engine.largest)
