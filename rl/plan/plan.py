@@ -143,7 +143,7 @@ def make_plan(recipe: Recipe, workload: Workload | None = None) -> Plan:
         kv=kv,
         host=host,
         host_bytes=hardware.host_bytes,
-        disk_bytes=sum(_disk_bytes(at) for at in situations),
+        disk_bytes=_disk_bytes(situations),
         validation_samples=samples,
         problems=(*found, *_host_problems(host, hardware.host_bytes)),
     )
@@ -251,9 +251,11 @@ def _host_problems(host: HostMemory, there: int) -> Iterator[Problem]:
         yield Problem("host", what, REMEDIES["host"], host.total - there)
 
 
-def _disk_bytes(at: Situation) -> int:
-    """Checkpoints that stay, the one being written before the oldest goes, and the exported policy."""
-    return (at.recipe.checkpoint.keep + 1) * learning.checkpoint_bytes(at) + at.shape.numel * at.compute_bytes
+def _disk_bytes(stages: Sequence[Situation]) -> int:
+    """Every stage's checkpoints that stay, one being written before its oldest goes, and the exported policy."""
+    each = [learning.checkpoint_bytes(at) for at in stages]
+    kept = sum(at.recipe.checkpoint.keep * size for at, size in zip(stages, each, strict=True))
+    return kept + max(each) + stages[-1].shape.numel * stages[-1].compute_bytes
 
 
 def gib(size: float) -> str:

@@ -10,7 +10,7 @@ from rl.plan.advice import Advice, advise, with_changes
 from rl.plan.plan import make_plan
 from tests.rl.plan.test_plan import CUE, FOCUS_72B, LOCUS
 
-FULL_72B = ["model.quantization=null", "model.lora.rank=0"]
+FULL_72B = ["model.quantization=null", "model.lora.rank=0", "reference.placement=actor", "reference.ranks=2"]
 
 
 def advised(path: str, *overrides: str) -> tuple[Recipe, Advice | None]:

@@ -60,6 +60,15 @@ def test_what_it_prints_says_everything_and_pastes(capsys: pytest.CaptureFixture
         assert wanted in printed, wanted
 
 
+def test_every_recipe_that_names_gpus_fits_them(capsys: pytest.CaptureFixture[str]) -> None:
+    checked = 0
+    for path in sorted(Path("recipes").glob("*/*.yaml")):
+        if load_recipe(path).plan.gpu is not None:
+            checked += 1
+            assert main([str(path)]) == 0, f"{path}\n{capsys.readouterr().out}"
+    assert checked >= 6
+
+
 def test_what_does_not_fit_exits_1_with_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([LOCUS, "gpu=a100-40gb"]) == 1
     printed = capsys.readouterr().out

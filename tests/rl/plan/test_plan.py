@@ -38,6 +38,15 @@ def test_the_papers_run_fits_its_node_and_costs_what_its_steps_take() -> None:
     assert (plan.gpus_used, stage.answers, stage.answer_tokens) == (8, 4096, 4096 * 250)
 
 
+def test_disk_holds_the_checkpoints_that_stay_one_more_and_the_export() -> None:
+    """12 bytes a parameter, three times, and 2; two stages keep two each."""
+    plan = planned(LOCUS)
+    numel = plan.shape.numel
+    assert plan.disk_bytes == (3 * 12 + 2) * numel
+    both = planned(LOCUS, "stages=[sft,grpo]", "sft.steps=10")
+    assert both.disk_bytes == (5 * 12 + 2) * numel
+
+
 def test_memory_is_the_other_halfs() -> None:
     plan = planned(LOCUS)
     recipe = load_recipe(LOCUS)
