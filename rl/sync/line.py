@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 KEY_BYTES = 32
+INTRODUCTION_S = 2.0  # a caller that has not said who it is by then is none of ours
+FAREWELL_S = 5.0
 _LENGTH = struct.Struct("!Q")
 
 
@@ -65,12 +67,14 @@ class Line:
         return self._socket.fileno()
 
     def tell(self, message: Any) -> None:
-        """Raises LostError."""
+        """Raises TransportError: what the other side said last, or that it is gone."""
         words = pickle.dumps(message, protocol=5)
         try:
             self._socket.sendall(_LENGTH.pack(len(words)) + words)
-        except OSError as error:
+        except TimeoutError as error:
             raise self._lost(error) from error
+        except OSError:
+            raise self.last_words() from None
 
     def hear(self) -> Any:
         """The next message. Raises LostError when the other side is gone or says nothing for `timeout_s`."""
@@ -91,6 +95,16 @@ class Line:
         except LostError as error:
             return error
         return failure(self, message)
+
+    def part(self, farewell: Any) -> None:
+        """Say a last word and hang up when the other side has, so that nothing unread cuts the word off."""
+        with suppress(OSError, LostError):  # the other side may be why it is the last
+            self.tell(farewell)
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(FAREWELL_S)
+            while self._socket.recv(1 << 16):
+                pass
+        self.hang_up()
 
     def hang_up(self) -> None:
         """Close; a thread that waits in `hear` wakes with LostError."""
@@ -132,15 +146,11 @@ class Switchboard:
                 connection, (host, *_) = self._socket.accept()
             except TimeoutError:
                 return None
-            line = Line(connection, f"the sampler on {host}", self.timeout_s)
-            try:
-                known = hmac.compare_digest(line._read(KEY_BYTES), self.address.key)
-                if known:
-                    line.peer = line.hear()
-                    return line
-            except LostError:
-                pass  # a caller that hung up before it was known
-            line.hang_up()
+            caller = Line(connection, f"the caller on {host}", INTRODUCTION_S)
+            with suppress(LostError):
+                if hmac.compare_digest(caller._read(KEY_BYTES), self.address.key):
+                    return Line(connection, caller.hear(), self.timeout_s)
+            caller.hang_up()
 
     def close(self) -> None:
         self._socket.close()

@@ -16,6 +16,7 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from torch import Tensor
 
 from rl.sync.media import Party
@@ -79,7 +80,11 @@ class _Inlet:
             check()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"a bucket did not reach this node within {self._timeout_s:g} s (`sync.timeout_s`)")
-        return ray.get(reference)
+        try:
+            return ray.get(reference)
+        except RayError:
+            check()  # the shelf and its objects end with the sender, whose own words say more
+            raise
 
     def rest(self) -> None:
         pass

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,9 +130,8 @@ class Receiver:
         return message
 
     def _fail(self, version: int, reason: str) -> None:
-        with suppress(LostError):  # the sender is why this failed
-            self.line.tell(Failed(version, reason))
-        self.close()
+        self.line.part(Failed(version, reason))
+        self._inlet.close()
 
     def _buckets(self) -> Iterator[tuple[tuple[Piece, ...], Tensor]]:
         """Buckets in order; while one is read the next is received, into another buffer.

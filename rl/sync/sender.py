@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from rl.sync.bucket import Piece, packed
-from rl.sync.line import Address, Failed, Line, LostError, Switchboard, failure, next_messages
+from rl.sync.line import Address, Failed, Line, LostError, Switchboard, TransportError, failure, next_messages
 from rl.sync.media import MEDIA, Outlet, Party
 from rl.weights import Checksummed
 
@@ -85,7 +85,7 @@ class Sender:
             self._send_buckets(outlet, passing)
             self._tell(Done(passing.count))
             outlet.rest()
-        except BaseException as error:
+        except Exception as error:
             self._hang_up(Failed(version, f"{type(error).__name__}: {error}"))
             for _ in stream:
                 pass
@@ -147,7 +147,7 @@ class Sender:
     def _hang_up(self, farewell: Failed | None) -> None:
         for line in self._lines:
             if farewell is not None:
-                with suppress(LostError):  # that one is why there is bad news to tell
+                with suppress(TransportError):  # that one is why there is bad news to tell
                     line.tell(farewell)
             line.hang_up()
         self._lines = []

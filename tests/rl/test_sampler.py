@@ -26,6 +26,7 @@ from tests.rl.sampler_case import (
     sampler_config,
 )
 from tests.rl.stock_forward import answer_logits, forward_inputs
+from tests.rl.sync_case import sending
 
 from rl.sampler import PromptMismatchError, VllmSampler, WeightsError  # isort: skip  (sampler_case sets vLLM's environment)
 
@@ -206,6 +207,37 @@ def test_weights_that_do_not_arrive_whole_are_refused_until_whole_ones_come(
     sampler.load_weights(model.state_dict().items(), version=9)
     groups = sampler.generate(tiny_samples, SAMPLING)
     assert largest_mismatch(model, sampler.encoder, tiny_samples, groups) <= BOUND
+
+
+@pytest.mark.parametrize("medium", ["shared_memory", "gloo"])
+def test_weights_that_arrive_in_buckets_smaller_than_a_layer(
+    sampler: VllmSampler, base: nn.Module, tiny_samples: list[Sample], medium: str
+) -> None:
+    """vLLM reads a layer's tensors when the last of them is there: by then the buckets of the first ones are long past."""
+    model = perturbed(base)
+    with sending(model.state_dict().items(), version=3, medium=medium) as arrival:
+        receipt = sampler.load_weights(arrival, version=3)
+    assert receipt.checksum == checksum(model.state_dict().items())
+    groups = sampler.generate(tiny_samples, SAMPLING)
+    assert largest_mismatch(model, sampler.encoder, tiny_samples, groups) <= BOUND
+
+
+def test_a_sampler_and_a_sender_learn_of_each_others_failure(
+    sampler: VllmSampler, base: nn.Module, tiny_samples: list[Sample]
+) -> None:
+    foreign = [*base.state_dict().items(), ("model.foreign.weight", torch.zeros(2)), ("more", torch.zeros(1 << 20))]
+    with (
+        sending(foreign, version=3) as arrival,
+        pytest.raises(WeightsError, match=r"after tensor 'model\.foreign\.weight'.*named 'foreign'"),
+    ):
+        sampler.load_weights(arrival, version=3)  # the sender ends, or this would not return
+    with (
+        sending(broken_streams(base)["the learner went away"], version=4) as arrival,
+        pytest.raises(WeightsError, match=r"the learner at .* failed: ConnectionError: the learner went away"),
+    ):
+        sampler.load_weights(arrival, version=4)
+    with pytest.raises(WeightsError, match="version 4"):
+        sampler.generate(tiny_samples, SAMPLING)
 
 
 # ── prompts that cannot be sampled ───────────────────────────────────────────────────────────────────────────────────

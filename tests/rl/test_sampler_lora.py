@@ -24,6 +24,7 @@ from tests.rl.sampler_case import (
     running_sampler,
     sampler_config,
 )
+from tests.rl.sync_case import sending
 
 from rl.sampler import VllmSampler, WeightsError  # isort: skip  (sampler_case sets vLLM's environment)
 
@@ -51,6 +52,18 @@ def test_adapters_equal_peft_one_after_another(
             assert largest_mismatch(model, engine.encoder, tiny_samples, groups) <= BOUND
         with model.disable_adapter():
             assert largest_mismatch(model, engine.encoder, tiny_samples, groups) > 10 * BOUND
+
+
+@pytest.mark.parametrize("medium", ["shared_memory", "gloo"])
+def test_an_adapter_that_arrives_in_buckets_equals_peft(
+    engine: VllmSampler, tiny_model_dir: Path, tiny_samples: list[Sample], medium: str
+) -> None:
+    model = adapted(tiny_model_dir, seed=4)
+    with sending(matrices(model).items(), version=2, medium=medium) as arrival:
+        receipt = engine.load_adapter(arrival, config_of(model), version=2)
+    assert receipt.checksum == checksum(matrices(model).items())
+    groups = engine.generate(tiny_samples, SAMPLING)
+    assert largest_mismatch(model, engine.encoder, tiny_samples, groups) <= BOUND
 
 
 def test_merged_full_weights_equal_peft_and_drop_the_adapter(
