@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,15 @@ SCENARIOS = {
     "one token": Scenario(batch=_one_token),
     "attention loss": Scenario(batch=_focus, objective=LanguageModelObjective, attention_loss=ATTENTION_LOSS),
 }
+ZERO = {
+    "ZeRO-2": Scenario(settings={"engine": "deepspeed", "zero_stage": 2}),
+    "ZeRO-3, attention loss": Scenario(
+        batch=_focus,
+        objective=LanguageModelObjective,
+        attention_loss=ATTENTION_LOSS,
+        settings={"engine": "deepspeed", "zero_stage": 3},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -121,13 +130,15 @@ def outcome(scenario: Scenario, model_dir: Path, together: int = 1, where: Rende
     return Outcome(logprobs, metrics, weights)
 
 
-def _rank(rank: int, world: int, together: int, port: int, model_dir: Path, out: Path, families: bool) -> None:
+def _rank(
+    rank: int, world: int, together: int, port: int, model_dir: Path, out: Path, names: list[str], families: bool
+) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     found: dict[Any, Any] = {}
-    for name, scenario in SCENARIOS.items():
-        found[name] = outcome(scenario, model_dir, together, Rendezvous(rank, world))
+    for name in names:
+        found[name] = outcome((SCENARIOS | ZERO)[name], model_dir, together, Rendezvous(rank, world))
     if families:
         for family in FAMILIES:
             for masked in (True, False):
@@ -137,11 +148,13 @@ def _rank(rank: int, world: int, together: int, port: int, model_dir: Path, out:
     dist.destroy_process_group()
 
 
-def on_ranks(world: int, together: int, model_dir: Path, out: Path, families: bool = True) -> dict[Any, Any]:
-    """Every scenario (and family) by `world` processes, groups of which compute sequences `together`."""
+def on_ranks(
+    world: int, together: int, model_dir: Path, out: Path, names: Iterable[str], families: bool = False
+) -> dict[Any, Any]:
+    """The scenarios called `names` (and every family) by `world` processes, groups of which compute sequences `together`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_rank, args=(world, together, port, model_dir, out, families), nprocs=world)
+    mp.spawn(_rank, args=(world, together, port, model_dir, out, list(names), families), nprocs=world)
     found: dict[Any, Any] = torch.load(out, weights_only=False)
     return found

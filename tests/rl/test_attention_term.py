@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,15 @@ from tests.rl.analysis_case import focus_samples, stock_inputs
 LOSS = AttentionLossConfig(weight=3.0, margin=0.5)
 
 
-def build(model_dir: Path, loss: AttentionLossConfig | None = LOSS, lora: int = 0, checkpointing: bool = True) -> Learner:
+def build(
+    model_dir: Path,
+    loss: AttentionLossConfig | None = LOSS,
+    lora: int = 0,
+    checkpointing: bool = True,
+    **settings: Any,
+) -> Learner:
     model = ModelConfig(path=str(model_dir), lora=LoraConfig(rank=lora))
-    config = LearnerConfig(dtype="float32", activation_checkpointing=checkpointing)
+    config = LearnerConfig(dtype="float32", activation_checkpointing=checkpointing, **settings)
     return Learner(model, config, OptimizerConfig(lr=1e-2), PromptEncoder.of(model), Rendezvous(), 1.0, loss)
 
 
@@ -87,6 +94,20 @@ def test_micro_batches_and_checkpointing_change_nothing(tiny_model_dir: Path) ->
             assert again["loss/attention"] == pytest.approx(metrics["loss/attention"], abs=1e-6)
             assert again["loss/lm"] == pytest.approx(metrics["loss/lm"], abs=1e-5)
             assert again["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_under_deepspeed_it_is_the_same(tiny_model_dir: Path, stage: int) -> None:
+    """With checkpointing: what is recorded on the way is computed twice, the second time from gathered parameters."""
+    seen = []
+    for settings in ({}, {"engine": "deepspeed", "zero_stage": stage}):
+        learner = build(tiny_model_dir, **settings)
+        seen.append([updated(learner, budget=1)[0] for _ in range(2)])
+        learner.close()
+    for metrics, again in zip(*seen, strict=True):
+        for name in ("loss/attention", "loss/lm", "attention/box_mass"):
+            assert again[name] == pytest.approx(metrics[name], abs=1e-5)
+        assert again["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-3)
 
 
 def test_the_term_moves_the_weights_also_under_lora(tiny_model_dir: Path) -> None:
