@@ -38,7 +38,7 @@ class Buffers:
     def lend(self, buffer: Tensor) -> None:
         """Tell the allocator that the thread that calls reads the buffer, which another has filled."""
         if self._device.type == "cuda":
-            buffer.record_stream(torch.cuda.current_stream())
+            buffer.record_stream(torch.cuda.current_stream(self._device))
 
     @property
     def nbytes(self) -> int:

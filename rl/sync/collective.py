@@ -126,7 +126,7 @@ class _Inlet:
             time.sleep(POLL_S)
         work.wait()
         if self._device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream(self._device).synchronize()  # a thread's own device may be another
 
     def rest(self) -> None:
         pass

@@ -46,7 +46,7 @@ class _Outlet:
         return self._slots[slot]
 
     def send(self, slot: int, nbytes: int) -> Token:
-        torch.cuda.current_stream().synchronize()
+        torch.cuda.current_stream(self._party.device).synchronize()
         return Token(slot, self._handles[slot])
 
     def rest(self) -> None:
@@ -68,7 +68,7 @@ class _Inlet:
             arguments[DEVICE_ARGUMENT] = self._device.index
             self._slots[token.slot] = rebuild_cuda_tensor(*arguments)
         into.copy_(self._slots[token.slot][: into.numel()])
-        torch.cuda.current_stream().synchronize()
+        torch.cuda.current_stream(self._device).synchronize()  # a thread's own device may be another
 
     def rest(self) -> None:
         self._slots.clear()
