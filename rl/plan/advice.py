@@ -58,8 +58,8 @@ class _Search:
                     return Advice(tuple((turned | changes).items()), candidate)
                 tried.append((_missing(candidate), changes, candidate))
             least, changes, candidate = min(tried, key=lambda each: each[0], default=(_missing(plan), {}, plan))
-            if least >= _missing(plan):
-                return None
+            if not tried or least > _missing(plan):
+                return None  # a change that helps nothing by itself (more nodes) may be what the next one needs
             turned, plan = turned | changes, candidate
         return None
 
@@ -104,11 +104,11 @@ def knobs(recipe: Recipe, plan: Plan) -> Iterator[Changes]:
         yield from _rollout_memory_knobs(recipe)
         yield from _learner_memory_knobs(recipe)
     if short & {"reference"}:
-        yield {"reference.ranks": recipe.reference.ranks * 2}
+        yield from ({"reference.ranks": recipe.reference.ranks * times} for times in (2, 4))
         yield {"reference.placement": "learner"}
     if short & {"host"}:
         yield from _host_knobs(recipe)
-    yield from _placement_knobs(recipe)
+    yield from _placement_knobs(recipe, short)
 
 
 def _rollout_memory_knobs(recipe: Recipe) -> Iterator[Changes]:
@@ -145,8 +145,11 @@ def _host_knobs(recipe: Recipe) -> Iterator[Changes]:
         yield {"reference.ranks": recipe.reference.ranks // 2}
 
 
-def _placement_knobs(recipe: Recipe) -> Iterator[Changes]:
-    """Fewer workers or more nodes; more nodes, with learner ranks alone on the new ones or on them as well."""
+def _placement_knobs(recipe: Recipe, short: set[str]) -> Iterator[Changes]:
+    """Fewer workers or more nodes, with the learner's ranks on the new ones alone, or there as well.
+
+    Alone, they leave the GPUs they had to the reference.
+    """
     if recipe.rollout.actors > 1:
         yield {"rollout.actors": recipe.rollout.actors // 2}
     if recipe.model.lora.rank:
@@ -157,6 +160,9 @@ def _placement_knobs(recipe: Recipe) -> Iterator[Changes]:
             added = (nodes - recipe.plan.nodes) * recipe.plan.gpus_per_node
             yield {"plan.nodes": nodes}
             yield {"plan.nodes": nodes, "learner.ranks": added}
+            if "reference" in short:
+                freed = recipe.reference.ranks + recipe.learner.ranks
+                yield {"plan.nodes": nodes, "learner.ranks": added, "reference.ranks": freed}
             yield {"plan.nodes": nodes, "learner.ranks": recipe.learner.ranks + added}
 
 

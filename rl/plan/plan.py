@@ -91,7 +91,7 @@ class Plan:
     @property
     def gpus_used(self) -> int:
         """GPUs that roles are given; the others of the nodes stand idle."""
-        return sum(role.actors * role.gpus_per_actor for role in all_roles(stage.roles for stage in self.stages))
+        return gpus_of(all_roles(stage.roles for stage in self.stages))
 
     @property
     def hours(self) -> float:
@@ -125,14 +125,19 @@ def make_plan(recipe: Recipe, workload: Workload | None = None) -> Plan:
     capacity = hardware.gpu.memory_bytes
     kv = kv_cache(recipe, shape, lengths, capacity)
     held = {stage: role_memories(recipe, shape, lengths, stage, capacity) for stage in recipe.stages}
-    where = places(all_roles(held.values()), hardware.nodes, hardware.gpus_per_node)
+    roles = all_roles(held.values())
+    where = places(roles, hardware.nodes, hardware.gpus_per_node)
     host = host_memory(recipe, shape, hardware.nodes, hardware.gpus_per_node)
     situations = [
         Situation(recipe, stage, shape, lengths, Machine(hardware, recipe.plan), where, kv, samples)
         for stage in recipe.stages
     ]
     stages = tuple(_stage(at, held[at.stage]) for at in situations)
-    found = [*_gpu_problems(stages, capacity), *_kv_problems(recipe, kv), *_placement_problems(where)]
+    found = [
+        *_gpu_problems(stages, capacity),
+        *_kv_problems(recipe, kv),
+        *_placement_problems(where, gpus_of(roles), hardware),
+    ]
     return Plan(
         name=recipe.name,
         hardware=hardware,
@@ -205,6 +210,10 @@ def all_roles(stages: Iterable[Sequence[RoleMemory]]) -> list[RoleMemory]:
     return list({role.role: role for roles in stages for role in roles}.values())
 
 
+def gpus_of(roles: Sequence[RoleMemory]) -> int:
+    return sum(role.actors * role.gpus_per_actor for role in roles)
+
+
 def _stage(at: Situation, roles: tuple[RoleMemory, ...]) -> StagePlan:
     answers = at.groups * at.answers
     return StagePlan(at.stage, at.steps, roles, phases_of(at), answers, answers * at.workload.answer_tokens)
@@ -238,10 +247,10 @@ def _kv_problems(recipe: Recipe, kv: KvCache) -> Iterator[Problem]:
     yield Problem("rollout", what, REMEDIES["rollout"], needed - kv.bytes)
 
 
-def _placement_problems(where: Places) -> Iterator[Problem]:
+def _placement_problems(where: Places, asked: int, hardware: Hardware) -> Iterator[Problem]:
     if where.missing is not None:
-        # Weighs more than any lack of memory: nothing starts without a place.
-        yield Problem("placement", where.missing, REMEDIES["placement"], 1 << 50)
+        lacking = max(1, asked - hardware.gpus)
+        yield Problem("placement", where.missing, REMEDIES["placement"], lacking * hardware.gpu.memory_bytes)
 
 
 def _host_problems(host: HostMemory, there: int) -> Iterator[Problem]:
