@@ -99,9 +99,11 @@ class SequenceParallel:
         """`score` of all rows, of which each rank computes an equal part."""
         count = len(target_K)
         mine = self._mine(count)
-        part = torch.stack(score(hidden_KD[mine], target_K[mine]))
-        whole = self._sum(nn.functional.pad(part, (mine.start, count - mine.stop)))
-        return whole[0], whole[1]
+        logprobs_K, entropy_K = (
+            self._sum(nn.functional.pad(part, (mine.start, count - mine.stop)))
+            for part in score(hidden_KD[mine], target_K[mine])
+        )
+        return logprobs_K, entropy_K
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the group of what each rank found on its heads."""

@@ -144,7 +144,7 @@ def main() -> None:
         return
     length = arguments.prompt + ANSWERS * ANSWER_TOKENS
     table = Table(title=f"One row of {length} tokens, forward and backward, bytes of one rank")
-    for column in ("checkpointing", "ranks", "kept for backward, MB", "peak, MB", "of one", "sent, MB", "|Δ logprob|"):
+    for column in ("checkpoints", "ranks", "kept, MB", "peak, MB", "of one", "sent, MB", "|Δ logprob|"):
         table.add_column(column, justify="right")
     for row in rows:
         sizes = [f"{row[name] / 1e6:.1f}" for name in ("kept", "peak")]
