@@ -87,7 +87,7 @@ class SequenceParallel:
         sent = torch.cat(by_rank, 2).transpose(0, 1).contiguous()  # [n of heads, B, heads, L/n, d]
         received = wait_tensor(all_to_all_single(sent, None, None, self.group))  # [n of tokens, …]
         whole = received.permute(1, 2, 0, 3, 4).flatten(2, 3)
-        return whole.split([part.shape[2] for part in by_rank], 1)
+        return cast(tuple[Tensor, ...], whole.split([part.shape[2] for part in by_rank], 1))
 
     def tokens_of_all_heads(self, tensor: Tensor) -> Tensor:
         """[B, L, H/n, d] → [B, L/n, H, d]."""

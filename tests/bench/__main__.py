@@ -5,7 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("bench_step", "bench_shared_prefix", "bench_data_build", "bench_attention_loss", "bench_async")
+BENCHMARKS = (
+    "bench_step",
+    "bench_shared_prefix",
+    "bench_data_build",
+    "bench_attention_loss",
+    "bench_async",
+    "bench_sequence_parallel",
+)
 
 
 def main() -> int:

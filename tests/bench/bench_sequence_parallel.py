@@ -4,8 +4,9 @@
 
 A stack of a 3B's proportions in float32 (hidden 512, 4 layers, 8 heads, 4 key heads, 8k words), weights frozen as under
 LoRA; a prompt and four answers of 64 tokens in one row, under the learner's mask. For each number of ranks: the bytes of
-tensors that live at once on rank 0 at most, above weights and inputs; what rank 0 sends to others in a step, as its
-collectives say; and how far its logprobs are from one rank's. Gloo's seconds on shared cores say nothing and are left out.
+tensors that live at once on rank 0, above weights and inputs: kept at the end of the forward, and at most; what rank 0
+sends to others, as its collectives say; and how far its logprobs are from one rank's. Gloo's seconds on shared cores say
+nothing and are left out.
 """
 
 from __future__ import annotations
