@@ -150,7 +150,8 @@ def test_what_is_uploaded_from_a_checkout_is_small(tmp_path: Path) -> None:
     package = tmp_path / "package.zip"
     excludes = ray_constants.get_runtime_env_default_excludes()
     create_package(str(checkout), package, include_gitignore=True, excludes=excludes)
-    assert package.stat().st_size < 5 << 20
+    # Ray does not compress: 3 MB of it are the tiny model.
+    assert package.stat().st_size < 8 << 20
     shutil.unpack_archive(package, tmp_path / "unpacked")
     uploaded = {str(path.relative_to(tmp_path / "unpacked")) for path in (tmp_path / "unpacked").rglob("*")}
     assert uploaded.isdisjoint(clutter) and not any("__pycache__" in name or ".pytest_cache" in name for name in uploaded)
