@@ -176,12 +176,13 @@ def measured(case: Case, folder: Path) -> tuple[int, int]:
 
 @contextmanager
 def fake_group(ranks: int, rank: int) -> Iterator[None]:
-    """A process group of `ranks` whose collectives do nothing."""
+    """A process group of `ranks` whose collectives do nothing; DeepSpeed, which has groups of its own, may end it itself."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 CASES = [

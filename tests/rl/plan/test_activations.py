@@ -1,0 +1,116 @@
+"""Activation bytes by arithmetic, compared with the peak of live tensors in real forwards and backwards of small models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl import policy as policy_module
+from rl.batch import balance
+from rl.config import AlgorithmConfig, ModelConfig
+from rl.objectives import GrpoObjective
+from rl.plan.activations import Forward, activations, language_block, logits_bytes, scoring
+from rl.plan.shapes import shape_of
+from tests.rl.learner_case import build_learner, case_batch
+from tests.rl.plan.activation_case import CASES, Case, build_policy, inputs_of, measured, tensors_of
+from tests.rl.plan.live_bytes import LiveBytes
+
+WITHIN = 0.10
+# Each is another moment or module; tests/bench/bench_plan_memory.py prints the errors of all CASES.
+QUICK = [
+    Case(layers=3, text=100, answer=40),
+    Case(layers=3, text=100, answer=40, checkpointed=False),
+    Case(layers=3, text=100, answer=40, lora=4),
+    Case(layers=2, prompts=2, text=60, answer=30, layout="plain", dtype=torch.bfloat16),
+    Case(layers=2, hidden=128, vocab=6000, text=60, answer=100, intermediate=256),
+    Case(layers=1, hidden=128, vision_hidden=128, vision_layers=3, grid=32, answer=4, intermediate=256, vocab=100),
+    Case(family="qwen2_5_vl", layers=2, text=100, answer=30, vision_hidden=256, grid=24),
+    Case(family="qwen3_vl", layers=2, text=100, answer=30, vision_hidden=256, grid=24),
+]
+
+
+@pytest.mark.parametrize("case", QUICK, ids=str)
+def test_peaks_are_as_measured(case: Case, tmp_path: Path) -> None:
+    found, predicted = measured(case, tmp_path)
+    assert predicted == pytest.approx(found, rel=WITHIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_peaks_of_larger_cases_are_as_measured(case: Case, tmp_path: Path) -> None:
+    found, predicted = measured(case, tmp_path)
+    assert predicted == pytest.approx(found, rel=WITHIN)
+
+
+def test_a_forward_without_gradients_is_as_measured(tmp_path: Path) -> None:
+    """Old logprobs, and all that a reference does; once the decoder, once the logits hold most."""
+    for case in (Case(layers=2, text=300, vocab=100), Case(layers=2, hidden=128, vocab=6000, answer=100)):
+        policy, shape = build_policy(case, tmp_path)
+        inputs = inputs_of(case, policy)
+        with LiveBytes([*policy.parameters(), *policy.buffers()]) as live, torch.no_grad():
+            before = live.now
+            for tensor in tensors_of(inputs):
+                live.see(tensor)
+            policy(inputs, 1.0)
+        rows, length = inputs.input_ids.shape
+        forward = Forward(rows, length, len(inputs.target_K), case.grid**2, True, 4)
+        assert scoring(shape, forward) == pytest.approx(live.peak - before, rel=WITHIN)
+
+
+def test_a_decoder_block_on_paper() -> None:
+    """Qwen2.5-VL-7B, bfloat16, one row of 1,000 tokens under a mask: 4·1000·2 bytes of mask rows and so on, by hand."""
+    shape = shape_of(ModelConfig(path="Qwen/Qwen2.5-VL-7B-Instruct")).language
+    forward = Forward(rows=1, length=1000, answer_tokens=0, patches=0, masked=True, bytes_per_number=2)
+    norms = 2 * (4 * 3584 + 4 + 2 * 2 * 3584)
+    attention = 4 * 2 * 3584 + 4 * 28 + 2 * 2 * 128
+    block = language_block(shape, forward)
+    assert block.saved == 1000 * (norms + attention + 4 * 2 * 18944) + 2 * 1000 * 1000
+    assert block.input == 1000 * 2 * 3584
+
+
+def test_logits_exist_a_chunk_at_a_time() -> None:
+    shape = shape_of(ModelConfig(path="Qwen/Qwen2.5-VL-7B-Instruct")).language
+    forward = Forward(1, 20000, 18000, 0, True, 2)
+    assert logits_bytes(shape, forward) == 5 * 4 * 152064 * 2048
+    assert logits_bytes(shape, replace(forward, answer_tokens=100)) == 5 * 4 * 152064 * 100
+
+
+def test_under_lora_images_leave_nothing_behind() -> None:
+    forward = Forward(1, 1000, 100, 40_000, True, 2)
+    trained, lora = (
+        activations(shape_of(ModelConfig(path="Qwen/Qwen2-VL-7B-Instruct", **changed)), forward, checkpointed=True)
+        for changed in ({}, {"freeze_vision": True})
+    )
+    assert lora.vision == 0
+    assert trained.language - lora.language == 32 * 40_000 * 2 * 1280 + 40_000 * 4 * 2 * 1280  # tower's inputs, merger
+
+
+class KeepsEntropy(GrpoObjective):
+    """An objective without an entropy term that holds on to the entropies' graph, as their caller once did."""
+
+    def __call__(self, logprobs: Tensor, entropy: Tensor, *rest: Any) -> Tensor:
+        self.kept = entropy
+        return super().__call__(logprobs, entropy, *rest)
+
+
+def test_an_update_keeps_no_logits_for_an_entropy_that_is_not_trained(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held through backward, the entropies of a token keep 9 bytes × vocabulary, of all chunks."""
+    monkeypatch.setattr(policy_module, "LOGITS_CHUNK", 8)
+    learner = build_learner(tiny_model_dir, activation_checkpointing=True)
+    share = balance(case_batch(learner.encoder, groups=3, answers=4), 1, 10_000, "shared")[0]
+    peaks = []
+    for objective in (GrpoObjective(AlgorithmConfig()), KeepsEntropy(AlgorithmConfig())):
+        learner.update(share, objective, lr=0.0)  # the optimizer's state is there from now on
+        with LiveBytes([*learner.engine.policy.parameters(), *learner.engine.policy.buffers()]) as live:
+            learner.update(share, objective, lr=0.0)
+        peaks.append(live.peak)
+    learner.close()
+    vocabulary = learner.engine.policy.base.lm_head.weight.shape[0]
+    assert peaks[1] - peaks[0] > 0.8 * 9 * vocabulary * (share.totals.tokens - 8)

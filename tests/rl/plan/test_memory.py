@@ -1,0 +1,133 @@
+"""Memory of roles: the learner's against a real engine's tensors, the others by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rl.config import Recipe, load_recipe
+from rl.plan.learner_memory import forwards, learner_items
+from rl.plan.memory import host_memory, kv_cache, role_memories
+from rl.plan.memory_records import MemoryItem
+from rl.plan.rollout_memory import weight_bytes
+from rl.plan.shapes import shape_of
+from rl.plan.workload import Workload
+from tests.rl.plan.activation_case import Case
+from tests.rl.plan.learner_total import measured_total, planned_items
+
+GIB = 1 << 30
+WORKLOAD = Workload(900, 2048, 2, 3000, 6000, 250, 2048, ())
+# Parts of equal weight: shards, gathered parameters and activations.
+TOTAL = Case(layers=3, hidden=256, heads=4, intermediate=768, vocab=3000, text=150, answer=30)
+
+
+def recipe(*overrides: str, name: str = "locus/qwen2_5_vl_7b") -> Recipe:
+    return load_recipe(f"recipes/{name}.yaml", overrides)
+
+
+def item(items: tuple[MemoryItem, ...], name: str) -> int:
+    return sum(each.bytes for each in items if each.name == name)
+
+
+@pytest.mark.parametrize(
+    ("case", "ranks"),
+    [(TOTAL, 8), (replace(TOTAL, dtype=torch.bfloat16), 4), (replace(TOTAL, lora=8), 8), (TOTAL, 1)],
+    ids=("8 ranks", "bfloat16", "LoRA", "alone"),
+)
+def test_a_learner_holds_what_was_planned(case: Case, ranks: int, tmp_path: Path) -> None:
+    planned = sum(each.bytes for each in planned_items(case, ranks, tmp_path))
+    assert planned == pytest.approx(measured_total(case, ranks, tmp_path), rel=0.05)
+
+
+def test_the_7b_learner_on_paper() -> None:
+    """8.29 B float32 parameters, gradients and two moments over four ranks."""
+    seven = recipe()
+    items = learner_items(seven, shape_of(seven.model), WORKLOAD, "grpo")
+    share = 4 * 8_292_166_656 // 4
+    for name, times in (("weights", 1), ("gradients", 1), ("optimizer", 2)):
+        assert item(items, name) == pytest.approx(times * share, rel=1e-4)
+
+
+def test_offloaded_shards_leave_the_gpu_and_stand_in_host_memory() -> None:
+    here, away = recipe(), recipe("learner.offload=all")
+    shape = shape_of(here.model)
+    items = learner_items(away, shape, WORKLOAD, "grpo")
+    assert item(items, "weights") == item(items, "gradients") == item(items, "optimizer") == 0
+    moved = host_memory(away, shape, 1, 8).total - host_memory(here, shape, 1, 8).total
+    assert moved == pytest.approx(16 * 8_292_166_656, rel=1e-3)
+
+
+def test_zero_keeps_masters_beside_parameters_in_the_compute_dtype() -> None:
+    seven = recipe("learner.engine=deepspeed", "learner.zero_stage=3")
+    items = learner_items(seven, shape_of(seven.model), WORKLOAD, "grpo")
+    assert item(items, "weights") == pytest.approx(2 * 8_292_166_656 / 4, rel=1e-4)
+    assert item(items, "optimizer") == pytest.approx(12 * 8_292_166_656 / 4, rel=1e-4)
+
+
+def test_micro_batches_are_filled_with_mean_groups_and_bear_one_longest() -> None:
+    """16,384 tokens: five groups of 900 + 8 · 250; the longest is 2,048 + 8 · 2,048 alone."""
+    typical, longest = forwards(recipe(), WORKLOAD, "grpo")
+    assert (typical.rows, typical.length, typical.answer_tokens) == (5, 2900, 10_000)
+    assert (longest.rows, longest.length, longest.answer_tokens) == (1, 18_432, 16_384)
+    assert typical.masked
+    (plain, _) = forwards(recipe("learner.layout=plain"), WORKLOAD, "grpo")
+    assert (plain.rows, plain.length, plain.masked) == (8, 1150, False)
+
+
+def test_ranks_that_share_a_sequence_share_its_tokens() -> None:
+    alone, together = (forwards(recipe(f"learner.sequence_parallel={n}"), WORKLOAD, "grpo")[1] for n in (1, 4))
+    assert together.length == alone.length // 4
+
+
+def test_kv_cache_by_hand() -> None:
+    """Qwen2.5-VL-7B: 2 · 28 layers · 4 heads · 128 · 2 bytes a token; two ranks halve the heads, eight leave one each."""
+    for parallel, heads in ((1, 4), (2, 2), (8, 1)):
+        seven = recipe(f"rollout.tensor_parallel={parallel}")
+        cache = kv_cache(seven, shape_of(seven.model), WORKLOAD, 80 * GIB)
+        assert cache.bytes_per_token == 2 * 28 * heads * 128 * 2
+    fixed = recipe("rollout.kv_cache_mib=1024")
+    cache = kv_cache(fixed, shape_of(fixed.model), WORKLOAD, 80 * GIB)
+    assert (cache.bytes, cache.sequences, cache.longest) == (GIB, 18_724 // 1150, 18_724 // 4096)
+
+
+def test_a_model_too_large_for_its_gpus_has_no_kv_cache() -> None:
+    big = recipe("rollout.tensor_parallel=1", name="focus/qwen2_vl_72b")
+    cache = kv_cache(big, shape_of(big.model), WORKLOAD, 80 * GIB)
+    assert cache.bytes < 0
+    assert cache.longest == 0
+
+
+def test_rollout_weights_are_cut_over_tensor_parallel_ranks() -> None:
+    whole, four = (recipe(f"rollout.tensor_parallel={n}") for n in (1, 4))
+    shape = shape_of(whole.model)
+    assert weight_bytes(whole, shape) == 2 * 8_292_166_656
+    assert weight_bytes(four, shape) == pytest.approx(weight_bytes(whole, shape) / 4, rel=1e-3)
+
+
+def test_every_stage_has_its_roles() -> None:
+    focus = recipe(name="focus/qwen2_vl_7b")
+    shape = shape_of(focus.model)
+    roles = {stage: role_memories(focus, shape, WORKLOAD, stage, 80 * GIB) for stage in focus.stages}
+    assert [role.role for role in roles["sft"]] == ["learner", "rollout"]
+    assert [(role.role, role.actors) for role in roles["grpo"]] == [("learner", 4), ("reference", 2), ("rollout", 2)]
+
+
+def test_colocated_roles_are_one_whose_gpu_the_fullest_decides() -> None:
+    apart = recipe("rollout.actors=4", "reference.ranks=4")
+    together = recipe("rollout.actors=4", "reference.ranks=4", "cluster.placement=colocated")
+    shape = shape_of(apart.model)
+    (one,) = role_memories(together, shape, WORKLOAD, "grpo", 80 * GIB)
+    alone = role_memories(apart, shape, WORKLOAD, "grpo", 80 * GIB)
+    assert (one.role, one.actors, one.gpus_per_actor) == ("learner+reference+rollout", 4, 1)
+    assert max(role.total for role in alone) < one.total < max(role.total for role in alone) + 4 * GIB
+
+
+def test_recipes_that_ship_fit_the_80_gb_they_name() -> None:
+    for name in ("locus/qwen2_5_vl_7b", "locus/mimo_vl_7b", "locus/qwen3_vl_4b_thinking", "focus/qwen2_vl_7b"):
+        shipped = recipe(name=name)
+        for stage in shipped.stages:
+            for role in role_memories(shipped, shape_of(shipped.model), WORKLOAD, stage, 80 * GIB):
+                assert role.total < 80 * GIB, (name, role.role)
