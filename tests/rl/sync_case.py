@@ -44,9 +44,11 @@ def large(mib: int) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def sending(tensors: Iterable[tuple[str, Tensor]], version: int, medium: str = "shared_memory") -> Iterator[Arrival]:
-    """A learner's side in a thread: `tensors` on their way to one reader, in buckets of 64 KiB."""
-    with closing(Sender(medium, "127.0.0.1", 1, 64 * KIB, TIMEOUT_S)) as sender, ThreadPoolExecutor(1) as thread:
+def sending(
+    tensors: Iterable[tuple[str, Tensor]], version: int, medium: str = "shared_memory", readers: int = 1
+) -> Iterator[Arrival]:
+    """A learner's side in a thread: `tensors` on their way to so many readers, in buckets of 64 KiB."""
+    with closing(Sender(medium, "127.0.0.1", readers, 64 * KIB, TIMEOUT_S)) as sender, ThreadPoolExecutor(1) as thread:
         sent = thread.submit(sender.send, version, tensors)
         yield way_of(sender, medium).arrival(version)
         sent.exception()
