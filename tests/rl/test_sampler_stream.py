@@ -245,7 +245,7 @@ def test_the_loop_learns_from_a_stream_and_agrees_with_its_sampler_where_they_sh
     model, config = ModelConfig(path=str(tiny_model_dir)), LearnerConfig(dtype="float32", tokens_per_micro_batch=600)
     learner = Learner(model, config, OptimizerConfig(lr=1e-3), sampler.encoder, Rendezvous(), temperature=1.0)
     stream, trained = LocalStream(sampler), LocalLearner(learner, algorithm)
-    with LocalRewards(RewardConfig(name="tests.rl.test_grpo_real:lettered")) as rewards:
+    with LocalRewards(RewardConfig(name="tests.integration.user_rewards:letters")) as rewards:
         loop = AsyncGrpoLoop(
             Roles(stream, rewards, trained, None),
             PromptLedger(tiny_samples, seed=0),
