@@ -6,6 +6,8 @@
 The other ranks build on `meta`, so host memory holds the model once, in the compute dtype, on the machine of rank 0.
 Masters, moments and gradients are float32 and sharded under both stages. A frozen policy (a reference) is sharded under
 ZeRO-3 and whole on every rank under ZeRO-2, as plain PyTorch.
+
+One thing differs from FSDP2: masters lie end to end, so AdamW's weight decay also shrinks a parameter that no loss reaches.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ LEFT_WHOLE = 100_000
 def enter(where: Rendezvous, new_group: bool) -> None:
     """Prepare this process for an engine of `where`, whose process group exists."""
     warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
-    # One of its operators is compiled when a group is joined; a build that was killed leaves a lock others wait at for ever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Its operators are compiled when they are first used, one of them when a group is joined; a build that was killed leaves
+    # a lock that others wait at for ever. No engine here needs any.
+    deepspeed.ops.__compatible_ops__ = {}
     os.environ |= {
         "RANK": str(where.rank),
         "WORLD_SIZE": str(where.world_size),
