@@ -13,9 +13,8 @@ from rl.plan.report import to_text
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = [ROOT / "recipes/locus/README.md", ROOT / "recipes/focus/README.md"]
-BLOCK = re.compile(
-    r"(<details><summary><code>python -m rl\.plan (\S+?\.yaml)</code></summary>\n\n```text\n)(.*?)(```)", re.DOTALL
-)
+_OPENING = r"<details><summary><code>python -m rl\.plan (\S+?\.yaml)</code></summary>\n\n```text\n"
+BLOCK = re.compile(rf"({_OPENING})(.*?)(```)", re.DOTALL)
 
 
 def rendered(text: str) -> str:
