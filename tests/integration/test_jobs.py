@@ -92,6 +92,7 @@ def test_ray_job_stop_ends_a_run_that_says_how_to_go_on(
     assert comes_true(lambda: are_gone(processes), 60)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_by_another_job(nodes: Nodes, stopped: object, run_recipe: Path) -> None:
     runs = run_recipe.parent / "runs"
     (run_dir,) = (runs / "tiny").iterdir()
