@@ -49,6 +49,11 @@ def _own_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, 
 
 def _read(state: dict[str, Any], directory: Path) -> None:
     """Fill `state` from shards. Raises ValueError where they are not those of this policy, or not whole."""
+    if not (directory / ".metadata").exists():
+        raise ValueError(
+            f"{directory} holds no shards of FSDP2; another engine's are read by that engine (learner.engine=deepspeed), or "
+            "give the run's export as model.path"
+        )
     try:
         dcp.load(state, checkpoint_id=directory)
     except CheckpointException as error:  # no Exception, and its text is every rank's traceback

@@ -225,15 +225,25 @@ def test_a_lora_checkpoint_holds_the_adapter_alone(root: Path, two_ranks: dict[s
 
 
 @pytest.mark.parametrize(
-    ("config", "saved"), [({}, "zero3-lora"), ({"lora_rank": 2 * LORA}, "zero3-lora"), ({}, "fsdp")], ids=str
+    ("config", "saved"),
+    [(CASES["zero3"], "zero3-lora"), (CASES["zero3-lora"] | {"lora_rank": 8}, "zero3-lora"), (CASES["zero3"], "fsdp")],
+    ids=["the base", "another rank", "FSDP2's"],
 )
 def test_shards_of_something_else_are_refused(
     tiny_model_dir: Path, root: Path, two_ranks: dict[str, Outcome], config: dict[str, Any], saved: str
 ) -> None:
     assert two_ranks
-    learner = build_learner(tiny_model_dir, engine="deepspeed", zero_stage=3, **config)
+    learner = build_learner(tiny_model_dir, **config)
     with pytest.raises(ValueError, match=r"model\.path"):
         learner.load(root / saved)
+    learner.close()
+
+
+def test_fsdp_refuses_shards_of_deepspeed(tiny_model_dir: Path, root: Path, two_ranks: dict[str, Outcome]) -> None:
+    assert two_ranks
+    learner = build_learner(tiny_model_dir)
+    with pytest.raises(ValueError, match=r"learner\.engine=deepspeed"):
+        learner.engine.load_policy(root / "zero3")
     learner.close()
 
 
