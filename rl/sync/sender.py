@@ -87,8 +87,7 @@ class Sender:
             outlet.rest()
         except Exception as error:
             self._hang_up(Failed(version, f"{type(error).__name__}: {error}"))
-            for _ in stream:
-                pass
+            exhausted(stream)
             raise
         return passing.checksum
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -59,7 +60,7 @@ LORA = LoraConfig(rank=32, alpha=64)
 
 @dataclass(frozen=True)
 class Row:
-    """One transfer, the median of several. Bytes are counted once, however many samplers get them."""
+    """One transfer: the median time of several, the most memory. Bytes are counted once, however many samplers get them."""
 
     medium: str
     samplers: int
@@ -110,7 +111,7 @@ class Learner:
         weights = dict(base.state_dict())
         adapted = get_peft_model(base, peft_config(LORA)).state_dict()
         adapter = {name: tensor for name, tensor in adapted.items() if ".lora_" in name}
-        self.held = {"all weights": weights, "adapter alone": adapter}
+        self.held = {"weights": weights, "adapter": adapter}
         self.content = torch.ones(ALONE_BYTES, dtype=torch.uint8)
         return {what: sum(tensor.nbytes for tensor in held.values()) / 1e6 for what, held in self.held.items()}
 
@@ -179,9 +180,10 @@ class Bench:
         way = Way(medium, (Feed(Seat.here(torch.device("cpu")), address),), TIMEOUT_S)
         rows = []
         for what, megabytes in sizes.items():
-            taken = [self._transfer(way, what, samplers) for _ in range(self.repeats + 1)][1:]
-            seconds, ours, theirs = (statistics.median(values) for values in zip(*taken, strict=True))
-            rows.append(Row(medium, count, what, megabytes, seconds, megabytes / 1e3 / seconds, alone, ours, theirs))
+            times, ours, theirs = zip(*(self._transfer(way, what, samplers) for _ in range(self.repeats + 1)), strict=True)
+            seconds = statistics.median(times[1:])
+            speed = megabytes / 1e3 / seconds
+            rows.append(Row(medium, count, what, megabytes, seconds, speed, alone, max(ours), max(theirs)))
         self.learner.call_all("close")
         return rows
 
@@ -243,8 +245,12 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"memcpy_gb_per_s": copied, "rows": [asdict(row) | {"share": row.share} for row in rows]}))
         return
-    table = Table(title=f"Weight sync, buckets of {arguments.bucket_mb} MiB; memcpy moves {copied:.2f} GB/s")
-    headings = ("medium", "samplers", "sent", "MB", "s", "GB/s", "alone GB/s", "share", "extra MiB learner", "sampler")
+    table = Table(
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        title=f"Weight sync, buckets of {arguments.bucket_mb} MiB; memcpy moves {copied:.2f} GB/s",
+    )
+    headings = ("medium", "to", "sent", "MB", "s", "GB/s", "alone", "share", "extra MiB: learner", "sampler")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("medium", "sent") else "right")
     for row in rows:
