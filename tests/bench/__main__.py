@@ -12,6 +12,7 @@ BENCHMARKS = (
     "bench_attention_loss",
     "bench_async",
     "bench_sequence_parallel",
+    "bench_weight_sync",
 )
 
 
