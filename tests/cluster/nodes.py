@@ -6,7 +6,8 @@ of its own; nothing uses the GPUs it claims. A question is answered with each ro
     {"nodes": [8, 8], "roles": [{…RoleSpec…}], "shared": ["learner"], "start": true, "late": 8}
 
 `nodes`: GPUs of the machines that are free for the question; a holder takes all others. `start`: actors are started, and
-say what they see. `late`: a machine of so many GPUs joins while the question waits, and stays.
+say what they see, in an environment of `env` beside Ray's own. `late`: a machine of so many GPUs joins while the question
+waits, and stays.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def answer(machines: Machines, question: dict[str, Any]) -> dict[str, Any]:
         placement = placed(machines, question, roles)
         found: dict[str, Any] = {role.name: [place_of(slot) for slot in placement[role.name]] for role in roles}
         if question.get("start"):
-            groups = [ActorGroup.start(role.name, Rank, placement[role.name], timeout_s=120) for role in roles]
+            env = question.get("env")
+            groups = [ActorGroup.start(role.name, Rank, placement[role.name], env_vars=env, timeout_s=120) for role in roles]
             found = {group.role: group.call_all("where") for group in groups}
         placement.shutdown()
         return found

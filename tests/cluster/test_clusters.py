@@ -46,6 +46,12 @@ QUESTIONS: dict[str, dict[str, Any]] = {
         "roles": [{**ROLLOUT, "count": 1, "tensor_parallel": 2}, {**LEARNER, "count": 2}],
         "start": True,
     },
+    "all GPUs in sight": {
+        "nodes": [8],
+        "roles": [{**LEARNER, "count": 2}],
+        "start": True,
+        "env": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "7,6,5,4,3,2,1,0"},
+    },
     "colocated": {
         "nodes": [8, 4],
         "roles": [{**ROLLOUT, "count": 3, "tensor_parallel": 4}, {**LEARNER, "count": 12}, {**REFERENCE, "count": 4}],
@@ -125,6 +131,13 @@ def test_a_rank_sees_its_own_gpus_and_knows_which_is_its_own(answers: Mapping[st
     assert [len(gpus) for gpus in seen] == [2, 1, 1]
     assert len({gpu for gpus in seen for gpu in gpus}) == 4
     assert all(own == 0 for _, _, own in found["learner"])
+
+
+def test_a_rank_that_sees_all_gpus_of_the_machine_picks_its_own(answers: Mapping[str, dict[str, Any]]) -> None:
+    """Where an administrator has Ray leave CUDA_VISIBLE_DEVICES alone. Ray's first GPU is the first in it, here 7."""
+    learner = answers["all GPUs in sight"]["learner"]
+    assert {gpus for _, gpus, _ in learner} == {"7,6,5,4,3,2,1,0"}
+    assert sorted(own for _, _, own in learner) == [0, 1]
 
 
 def test_colocated_roles_have_the_same_gpus(answers: Mapping[str, dict[str, Any]]) -> None:
