@@ -84,7 +84,9 @@ def activations(shape: ModelShape, forward: Forward, checkpointed: bool) -> Acti
     tower = vision_block(shape.vision, forward)
     sees = any(block.numel_trainable for block in shape.of_kind("vision", "projector"))
     towers = shape.vision.layers * tower.kept(checkpointed) if sees else 0
-    images = towers + _projector(shape, forward) if sees else 0
+    mergers = sum(block.count for block in shape.of_kind("projector") if block.numel_linear)
+    projector = _projector(shape, forward) if sees else 0
+    images = towers + mergers * projector
     c, wide = forward.bytes_per_number, forward.tokens * shape.language.hidden
     kept = shape.language.layers * block.kept(checkpointed) + forward.answer_tokens * shape.language.hidden * c
     final_norm = wide * (FLOAT * (c < FLOAT) + 3 * c)
@@ -95,7 +97,7 @@ def activations(shape: ModelShape, forward: Forward, checkpointed: bool) -> Acti
         scoring=always + images + kept + final_norm + logits,
         logits=logits,
         language=always + images + kept + at_block,
-        vision=_pixels(shape.vision, forward) + towers + at_tower if sees else 0,
+        vision=_pixels(shape.vision, forward) + images - projector + at_tower if sees else 0,
         a_block=block.kept(checkpointed),
         a_tower_block=tower.kept(checkpointed) if sees else 0,
     )
@@ -163,10 +165,12 @@ def _pixels(vision: VisionShape, forward: Forward) -> int:
 
 
 def _projector(shape: ModelShape, forward: Forward) -> int:
-    """What mergers keep: their normalised input, and two tensors as wide; without merging, their input and three outputs."""
+    """What a merger keeps: its normalised input, and two tensors as wide; without merging, its input and three outputs.
+
+    That of the last layer goes before the tower's backward begins, those of earlier ones (Qwen3-VL's deepstack) later.
+    """
     c, vision = forward.bytes_per_number, shape.vision
     if vision.merge == 1:
         return forward.patches * c * (vision.hidden + 3 * shape.language.hidden)
     norm = (FLOAT + 2 * c) * vision.hidden if vision.rms_norm else 2 * c * vision.hidden
-    mergers = sum(block.count for block in shape.of_kind("projector") if block.numel_linear)
-    return mergers * forward.patches * (norm + 2 * c * vision.hidden)
+    return forward.patches * (norm + 2 * c * vision.hidden)

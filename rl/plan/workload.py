@@ -25,7 +25,7 @@ from rl.plan.shapes import ModelShape
 Source = Literal["measured", "recipe", "assumed"]
 Size = tuple[int, int]  # width, height
 
-SAMPLED = 128  # rows of a dataset that are measured
+SAMPLED, RUN = 128, 32  # rows of a dataset that are measured, and how many lie side by side
 TEMPLATE_TOKENS = 24  # a chat template's own: system turn, roles
 IMAGE_MARKS = 2  # around every image
 TILE, TILE_PATCHES, MOST_TILES = 384, 729, 9  # LLaVA-OneVision: anyres_max_9 of 27 × 27 patches
@@ -106,14 +106,14 @@ def workload_of(recipe: Recipe, shape: ModelShape) -> Workload:
 
 
 def _samples(folder: str) -> list[Sample]:
-    """Rows from all over the training split; none where it is not built."""
+    """Runs of rows from all over the training split, because what is read is whole row groups; none where it is not built."""
     if not any(Path(folder).glob("train-*.parquet")):
         return []
     from data.store import SampleStore
 
     store = SampleStore(folder)
-    step = max(1, len(store) // SAMPLED)
-    return [store[index] for index in range(0, len(store), step)][:SAMPLED]
+    stride = max(RUN, len(store) // (SAMPLED // RUN))
+    return [sample for start in range(0, len(store), stride) for sample in store[start : start + RUN]][:SAMPLED]
 
 
 class _PromptCounter:

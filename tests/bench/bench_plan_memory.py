@@ -2,8 +2,8 @@
 
     python -m tests.bench.bench_plan_memory [--json]
 
-Shards are cut by FSDP2 on `meta` under process groups of 8 to 64 ranks. Peaks are those of live tensors, on CPU: memory
-inside kernels and an allocator's rounding are not in them. One thread, two minutes.
+Shards are cut by FSDP2 on `meta` under process groups of 8 to 64 ranks. Peaks are those of live tensors, on CPU, decoders of
+7B to 72B as fake tensors: memory inside kernels and an allocator's rounding are not in them. One thread, two minutes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,18 @@ import torch
 from rl.plan.shapes import shape_of
 from rl.plan.sharding import Fsdp
 from tests.rl.plan.activation_case import CASES, Case, measured
+from tests.rl.plan.fake_decoder import fake_decoder_peak
 from tests.rl.plan.learner_total import measured_total, planned_items
 from tests.rl.plan.test_sharding import big_config, fsdp_bytes
 
 RANKS = ((8, 0), (8, 7), (16, 15), (64, 0), (64, 63))
+DECODERS = (
+    ("Qwen/Qwen2.5-VL-7B-Instruct", 5, 2900, 28),
+    ("Qwen/Qwen2.5-VL-7B-Instruct", 1, 18432, 28),
+    ("XiaomiMiMo/MiMo-VL-7B-RL", 5, 2900, 36),
+    ("Qwen/Qwen3-VL-4B-Thinking", 5, 2900, 36),
+    ("Qwen/Qwen2-VL-72B-Instruct", 1, 8192, 80),
+)
 WHOLE = Case(layers=4, hidden=512, heads=8, intermediate=2048, vocab=4000, text=300)
 WHOLES = (
     (WHOLE, 1),
@@ -59,6 +67,10 @@ def rows(folder: Path) -> Iterator[Row]:
     for number, case in enumerate(CASES):
         peak, predicted = measured(case, folder / f"activations-{number}")
         yield Row("activations", str(case), predicted, peak)
+    for model, row_count, length, layers in DECODERS:
+        peak, predicted = fake_decoder_peak(model, row_count, length, layers)
+        case = f"{model}, {layers} decoder blocks on fake tensors, {row_count} × {length}, checkpointed, bfloat16"
+        yield Row("decoder", case, predicted, peak)
     for number, (case, ranks) in enumerate(WHOLES):
         place = folder / f"learner-{number}"
         peak = measured_total(case, ranks, place)

@@ -18,6 +18,7 @@ from rl.plan.activations import Forward, activations, language_block, logits_byt
 from rl.plan.shapes import shape_of
 from tests.rl.learner_case import build_learner, case_batch
 from tests.rl.plan.activation_case import CASES, Case, build_policy, inputs_of, measured, tensors_of
+from tests.rl.plan.fake_decoder import fake_decoder_peak
 from tests.rl.plan.live_bytes import LiveBytes
 
 WITHIN = 0.10
@@ -44,6 +45,19 @@ def test_peaks_are_as_measured(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_peaks_of_larger_cases_are_as_measured(case: Case, tmp_path: Path) -> None:
     found, predicted = measured(case, tmp_path)
+    assert predicted == pytest.approx(found, rel=WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "length"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 5, 2900),
+        ("Qwen/Qwen2-VL-72B-Instruct", 1, 8192),
+        ("Qwen/Qwen3-VL-32B-Thinking", 1, 8192),
+    ],
+)
+def test_decoders_of_their_real_width_hold_what_is_predicted(model: str, rows: int, length: int) -> None:
+    found, predicted = fake_decoder_peak(model, rows, length, layers=2)
     assert predicted == pytest.approx(found, rel=WITHIN)
 
 
