@@ -284,7 +284,7 @@ def test_a_batch_job_on_two_raylets_of_this_machine(tmp_path: Path) -> None:
     venv = str(Path(sys.executable).parent.parent)
     own = {"SIGHTLINE_VENV": venv, "SLURM_CPUS_PER_TASK": "4", "SIGHTLINE_RAY_OPTIONS": options, "RAY_AUTH_MODE": "disabled"}
     batch = Batch(tmp_path, nodes="node2,node3", **own)
-    data = [f"data.train={tmp_path}/data/train", f"data.validation={tmp_path}/data/held_out"]
+    data = [f"data.train={tmp_path}/locus-tiny/train", f"data.validation={tmp_path}/locus-tiny/held_out"]
     small = ["grpo.steps=1", "validation.samples=4", "validation.sampled=false", f"runs={tmp_path}/runs"]
     process = batch.start("recipes/locus/tiny.yaml", *data, *small)
     out, _ = process.communicate(timeout=500)
