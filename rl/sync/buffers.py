@@ -18,10 +18,10 @@ IDLE_REFERENCES = 3
 
 
 class Buffers:
-    """Byte buffers on `device`. On a GPU torch's allocator already does what is done here for host memory."""
+    """Buffers of up to `capacity` bytes on `device`. On a GPU torch's allocator does what is done here for host memory."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, capacity: int) -> None:
+        self._device, self._capacity = device, capacity
         self._arrays: list[npt.NDArray[np.uint8]] = []
 
     def get(self, nbytes: int) -> Tensor:
@@ -29,11 +29,11 @@ class Buffers:
         if self._device.type == "cuda":
             return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
         for array in self._arrays:
-            if array.nbytes >= nbytes and sys.getrefcount(array) == IDLE_REFERENCES:
+            if sys.getrefcount(array) == IDLE_REFERENCES:
                 return torch.from_numpy(array)[:nbytes]
-        array = np.empty(nbytes, np.uint8)
+        array = np.empty(self._capacity, np.uint8)  # pages that are never written cost nothing
         self._arrays.append(array)
-        return torch.from_numpy(array)
+        return torch.from_numpy(array)[:nbytes]
 
     def lend(self, buffer: Tensor) -> None:
         """Tell the allocator that the thread that calls reads the buffer, which another has filled."""

@@ -104,7 +104,8 @@ class _Outlet:
         for work in self._works.values():
             work.wait()
         self._works.clear()
-        self._slots.clear()
+        if self._party.device.type == "cuda":
+            self._slots.clear()
 
     def close(self) -> None:
         self._works.clear()

@@ -27,7 +27,7 @@ class Outlet(Protocol):
         """Begin to move the slot's first `nbytes`; what a receiver needs to take them."""
 
     def rest(self) -> None:
-        """Give the slots' memory back until the next `staging`."""
+        """A transfer has ended: give GPU memory back. Host memory is kept for the next one: new pages are slow."""
 
     def close(self) -> None:
         """Let go of whatever connects it with its receivers, without waiting for them."""
@@ -40,7 +40,7 @@ class Inlet(Protocol):
         """Fill `into` with the bytes of `token`. `check` raises when the sender is gone: it is called while waiting."""
 
     def rest(self) -> None:
-        """Give back what a transfer leaves behind."""
+        """As `Outlet.rest`."""
 
     def close(self) -> None:
         """As `Outlet.close`."""

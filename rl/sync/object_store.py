@@ -1,7 +1,8 @@
 """Medium object_store: buckets as objects of Ray's store, which brings them to the receivers' nodes.
 
 References travel inside calls of a small actor only, where Ray counts them: sent over the line, an object would never be
-freed. The actor belongs to the sender and ends with it.
+freed. The actor belongs to the sender and ends with it. Two buckets are referred to at a time; Ray deletes others once a
+second, or at once when their room is needed.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ class Invitation:
 
 class _Outlet:
     def __init__(self, party: Party) -> None:
-        self._staging = torch.empty(0, dtype=torch.uint8)
-        self._bytes = party.bucket_bytes
+        self._staging = torch.empty(party.bucket_bytes, dtype=torch.uint8)
         self._shelf: Any = ray.remote(Shelf).options(num_cpus=0).remote()
 
     def invitation(self) -> Invitation:
@@ -45,8 +45,6 @@ class _Outlet:
         pass
 
     def staging(self, slot: int) -> Tensor:
-        if not self._staging.numel():
-            self._staging = torch.empty(self._bytes, dtype=torch.uint8)
         return self._staging
 
     def send(self, slot: int, nbytes: int) -> int:
@@ -55,7 +53,6 @@ class _Outlet:
         return slot
 
     def rest(self) -> None:
-        self._staging = torch.empty(0, dtype=torch.uint8)
         ray.get(self._shelf.clear.remote())
 
     def close(self) -> None:

@@ -93,6 +93,7 @@ class Receiver:
         welcome = self._hear()
         assert isinstance(welcome, Welcome), welcome
         party = Party(welcome.rank, welcome.size, self.line.host, self.device, welcome.bucket_bytes, timeout_s)
+        self._buffers = Buffers(self.device, welcome.bucket_bytes)
         self._inlet = MEDIA[medium].inlet(party, welcome.invitation)
 
     def begin(self, version: int) -> None:
@@ -138,27 +139,26 @@ class Receiver:
 
         That one begins when the reader has the first tensor of this bucket in hand, and so has let go of the last one's.
         """
-        buffers = Buffers(self.device)
         ahead = ThreadPoolExecutor(1, thread_name_prefix="weights")
-        coming: Future[Taking] = ahead.submit(self._take, buffers)
+        coming: Future[Taking] = ahead.submit(self._take)
         try:
             while (taken := coming.result()) is not None:
                 pieces, buffer = taken
-                buffers.lend(buffer)
+                self._buffers.lend(buffer)
                 del taken
                 yield pieces[:1], buffer
-                coming = ahead.submit(self._take, buffers)
+                coming = ahead.submit(self._take)
                 yield pieces[1:], buffer
                 del buffer
         finally:
             ahead.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self, buffers: Buffers) -> Taking:
+    def _take(self) -> Taking:
         message = self._hear()
         if isinstance(message, Done):
             return None
         assert isinstance(message, Sent), message
-        buffer = buffers.get(message.nbytes)
+        buffer = self._buffers.get(message.nbytes)
         self._inlet.take(message.token, buffer, self._check)
         self.line.tell(Taken())
         return message.pieces, buffer

@@ -50,12 +50,12 @@ class _Outlet:
         return Token(slot, f"/proc/{os.getpid()}/fd/{self._files[slot]}")
 
     def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
         self._slots.clear()
         while self._files:
             os.close(self._files.popitem()[1])
-
-    def close(self) -> None:
-        self.rest()
 
 
 class _Inlet:
@@ -69,10 +69,10 @@ class _Inlet:
         into.copy_(self._slots[token.slot][: into.numel()])
 
     def rest(self) -> None:
-        self._slots.clear()
+        pass
 
     def close(self) -> None:
-        self.rest()
+        self._slots.clear()
 
 
 def outlet(party: Party) -> _Outlet:

@@ -245,12 +245,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"memcpy_gb_per_s": copied, "rows": [asdict(row) | {"share": row.share} for row in rows]}))
         return
-    table = Table(
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        title=f"Weight sync, buckets of {arguments.bucket_mb} MiB; memcpy moves {copied:.2f} GB/s",
-    )
-    headings = ("medium", "to", "sent", "MB", "s", "GB/s", "alone", "share", "extra MiB: learner", "sampler")
+    title = f"Weight sync, buckets of {arguments.bucket_mb} MiB; extra MiB of either side; memcpy moves {copied:.2f} GB/s"
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
+    headings = ("medium", "to", "sent", "MB", "s", "GB/s", "alone", "share", "learner", "sampler")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("medium", "sent") else "right")
     for row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -32,6 +32,7 @@ def test_every_tensor_comes_out_as_it_went_in() -> None:
         assert_equal(list(unpacked((bucket.pieces, bucket.buffer[: bucket.nbytes]) for bucket in buckets)), tensors)
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 200), max_size=20), size=st.integers(1, 100))
 def test_any_sizes_in_any_bucket(sizes: list[int], size: int) -> None:
     tensors = [(str(n), torch.arange(length) % 251) for n, length in enumerate(sizes)]
@@ -54,7 +55,7 @@ def test_what_fits_is_a_view_of_its_bucket() -> None:
 
 
 def test_a_buffer_is_used_again_when_no_tensor_lies_in_it_any_more() -> None:
-    buffers = Buffers(CPU)
+    buffers = Buffers(CPU, capacity=100)
     first = buffers.get(100)
     view = first[10:20].view(torch.int16)
     where = first.data_ptr()
@@ -65,4 +66,3 @@ def test_a_buffer_is_used_again_when_no_tensor_lies_in_it_any_more() -> None:
     third = buffers.get(60)
     assert (third.data_ptr(), third.numel()) == (where, 60)
     assert buffers.nbytes == 200
-    assert buffers.get(101).numel() == 101
