@@ -230,8 +230,9 @@ class FsdpEngine:
         self._bring_buffers()
 
     def _move(self, device: torch.device) -> None:
-        """Shards, buffers and optimizer state; a copy to the host that need not wait is made into pinned memory."""
-        self.policy.to(device, non_blocking=True)
+        """Shards, buffers and optimizer state. Copies to the host wait for the shards: FSDP2 pads and copies uneven ones
+        there at once, whatever has arrived. The optimizer's need not wait, `offload` synchronises before they are read."""
+        self.policy.to(device, non_blocking=device.type == "cuda")
         for state in self.optimizer.state.values() if self.optimizer else ():
             for name, value in state.items():
                 if value.dim():  # the step count stays where AdamW reads it, on the host
