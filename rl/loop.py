@@ -174,7 +174,7 @@ class GrpoLoop:
                 batch.non_tensor_batch["reference"] = as_objects(self.roles.reference.begin(batch))
         if self.algorithm.old_logprobs == "rollout":
             batch.batch["old_logprobs"] = batch.batch["rollout_logprobs"].clone()
-        elif len(groups) > self.grpo.prompts_per_update:
+        elif self.grpo.prompts_per_step > self.grpo.prompts_per_update:  # however many groups were lost
             with self.clock.phase("old_logprobs"):
                 batch.batch["old_logprobs"] = self.roles.learner.logprobs(batch)
         return batch

@@ -143,6 +143,15 @@ def test_several_updates_a_step_are_measured_against_the_policy_that_sampled() -
     assert all("old_logprobs" in batch.batch.keys() for batch in learner.batches)
 
 
+def test_with_groups_lost_the_later_updates_are_still_measured_against_the_policy_that_sampled() -> None:
+    """Two of four groups are left: as many as an update takes, but there are two updates."""
+    learner = RecordingLearner()
+    lost = {(prompt, number) for prompt in ("s1", "s2") for number in (0, 1)}
+    loop_of(ScriptedRollouts(broken=lost), learner=learner, prompts_per_update=2).step(0)
+    assert [len(batch) for batch in learner.batches] == [1, 1]
+    assert all("old_logprobs" in batch.batch.keys() for batch in learner.batches)
+
+
 def test_dynamic_sampling_replaces_groups_that_teach_nothing() -> None:
     learner = RecordingLearner()
     rollouts = ScriptedRollouts()
