@@ -167,7 +167,7 @@ def test_a_container_is_given_to_every_step(tmp_path: Path) -> None:
     assert batch.start("recipes/locus/tiny.yaml").wait(60) == 0
     steps = batch.said().count("srun --container-image=sightline.sqsh")
     assert steps >= 6  # address, three raylets, wait, run
-    assert batch.said().count(f"srun --container-mounts={ROOT}:{ROOT},/shared:/shared") == steps
+    assert batch.said().count(f"srun --container-mounts={ROOT}:{ROOT},/tmp:/tmp,/shared:/shared") == steps
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -235,10 +235,29 @@ def test_the_manifest_has_only_fields_that_rayjob_has(rayjob: dict[str, Any]) ->
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
-def test_the_manifests_run_is_one_that_loads(rayjob: dict[str, Any]) -> None:
-    words = shlex.split(rayjob["spec"]["entrypoint"])
-    assert words[:6] == ["cd", "/opt/sightline", "&&", "python", "-m", "rl.train"]
-    recipe = load_recipe(ROOT / words[6], words[7:])
+def submitted(entrypoint: str, folder: Path) -> list[str]:
+    """What the head is told to run, where bash does with `entrypoint` as KubeRay's submitter has it do.
+
+    Nothing but `ray` is found: what the line would run in the submitter's own pod fails.
+    """
+    executable(folder / "ray", '#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    line = f"set -e ; ray job submit --address http://head:8265 --no-wait --submission-id one -- {entrypoint} ;"
+    bash = shutil.which("bash")
+    assert bash
+    done = subprocess.run(
+        [bash, "-c", line], env={"PATH": str(folder)}, cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout.splitlines()[done.stdout.splitlines().index("--") + 1 :]
+
+
+def test_the_manifests_run_is_one_that_loads(rayjob: dict[str, Any], tmp_path: Path) -> None:
+    words = submitted(rayjob["spec"]["entrypoint"], tmp_path)
+    assert words == shlex.split(rayjob["spec"]["entrypoint"]) and words[:3] == ["python", "-m", "rl.train"]
+    (workdir,) = re.findall(r"^WORKDIR (\S+)", CONTAINERFILE.read_text(), re.M)
+    groups = [rayjob["spec"]["rayClusterSpec"]["headGroupSpec"], *rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+    assert {group["template"]["spec"]["containers"][0]["workingDir"] for group in groups} == {workdir}
+    recipe = load_recipe(ROOT / words[3], words[4:])
     (worker,) = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     gpus = worker["replicas"] * int(worker["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     asked = recipe.rollout.actors * recipe.rollout.tensor_parallel + recipe.learner.ranks
