@@ -92,6 +92,7 @@ SCENARIOS = {
     "shared": Scenario(settings={"tokens_per_micro_batch": 400}),
     "plain": Scenario(settings={"layout": "plain"}),
     "lora": Scenario(lora_rank=4),
+    "host memory": Scenario(settings={"tokens_per_micro_batch": 400, "offload": "all"}),
     "one token": Scenario(batch=_one_token),
     "attention loss": Scenario(batch=_focus, objective=LanguageModelObjective, attention_loss=ATTENTION_LOSS),
 }

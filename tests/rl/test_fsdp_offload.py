@@ -68,6 +68,7 @@ def _rank(rank: int, world: int, port: int, model_dir: Path, folder: Path) -> No
     learner.close()
 
 
+@pytest.mark.slow
 def test_two_ranks_in_host_memory_equal_one_and_leave_a_checkpoint_for_it(
     tiny_model_dir: Path, plain: Trained, tmp_path: Path
 ) -> None:
