@@ -32,11 +32,12 @@ OFFLOADED: dict[str | None, tuple[str, ...]] = {
 
 def learner_items(recipe: Recipe, shape: ModelShape, workload: Workload, stage: str) -> tuple[MemoryItem, ...]:
     """Of a learner rank in `stage`."""
-    sharding = sharding_of(recipe.model, recipe.learner, recipe.learner.ranks)
+    ranks = recipe.learner.ranks
+    sharding = sharding_of(recipe.model, recipe.learner, ranks)
     held = _held(recipe, sharding.shard(shape), sharding)
     moments = [
         (*held, *moment, RUNTIME_ITEM)
-        for forward in forwards(recipe, workload, stage)
+        for forward in forwards(recipe, workload, stage, ranks, recipe.learner.sequence_parallel)
         for moment in _training(recipe, shape, forward, sharding, stage)
     ]
     idle = tuple(item for item in held if item.name != "gradients")
@@ -46,12 +47,12 @@ def learner_items(recipe: Recipe, shape: ModelShape, workload: Workload, stage: 
 
 
 def reference_items(recipe: Recipe, shape: ModelShape, workload: Workload, stage: str) -> tuple[MemoryItem, ...]:
-    """Of a rank of the reference, which only scores."""
+    """Of a rank of the reference, which only scores, and whole sequences whatever the learner shares."""
     ranks = recipe.reference.ranks
     sharding = sharding_of(recipe.model, recipe.learner, ranks)
     held = tuple(item for item in _held(recipe, sharding.shard(shape), sharding) if item.name == "weights")
     moments = []
-    for forward in forwards(recipe, workload, stage):
+    for forward in forwards(recipe, workload, stage, ranks, together=1):
         needed = scoring(shape, forward)
         gathered = sharding.whole(shape) + max(sharding.at_block(block, trains=False) for block in shape.blocks)
         block = MemoryItem("gathered block", gathered, f"{_gathered(recipe)} in {recipe.learner.dtype}")
@@ -71,13 +72,15 @@ def whole_shard(recipe: Recipe, shape: ModelShape) -> int:
     return shard.weights + shard.optimizer
 
 
-def forwards(recipe: Recipe, workload: Workload, stage: str) -> list[Forward]:
-    """A full micro-batch of mean groups, and a single group whose prompt and answers are all the longest."""
+def forwards(recipe: Recipe, workload: Workload, stage: str, ranks: int, together: int) -> list[Forward]:
+    """A full micro-batch of mean groups, and a single group whose prompt and answers are all the longest.
+
+    Of `ranks`, `together` share a sequence.
+    """
     answers = recipe.grpo.num_generations if stage == "grpo" else 1
     in_update = recipe.grpo.prompts_per_update if stage == "grpo" else recipe.sft.batch_size
     shared = recipe.learner.layout == "shared"
-    compute, together = COMPUTE_BYTES[recipe.learner.dtype], recipe.learner.sequence_parallel
-    ranks = max(1, recipe.learner.ranks // together)
+    compute = COMPUTE_BYTES[recipe.learner.dtype]
 
     def forward(groups: int, prompt: float, answer: float, patches: float) -> Forward:
         rows = groups if shared else groups * answers
@@ -95,7 +98,7 @@ def forwards(recipe: Recipe, workload: Workload, stage: str) -> list[Forward]:
     mean = workload.prompt_tokens + answers * workload.answer_tokens
     if not shared:
         mean = answers * (workload.prompt_tokens + workload.answer_tokens)
-    groups = min(max(1, int(recipe.learner.tokens_per_micro_batch // mean)), max(1, math.ceil(in_update / ranks)))
+    groups = min(max(1, int(recipe.learner.tokens_per_micro_batch // mean)), max(1, math.ceil(in_update * together / ranks)))
     typical = forward(groups, workload.prompt_tokens, workload.answer_tokens, workload.patches)
     longest = forward(1, workload.prompt_tokens_max, workload.answer_tokens_max, workload.patches_max)
     return [typical, longest]
@@ -162,11 +165,9 @@ def _activation_items(
 def _step(recipe: Recipe, shape: ModelShape, sharding: Sharding) -> tuple[MemoryItem, ...]:
     """The larger of the last reduction and AdamW's temporary square roots."""
     roots = 0 if recipe.learner.offload else sharding.shard(shape).gradients
-    at_end = sharding.whole(shape) + sharding.at_end(shape)
+    at_end = sharding.at_end(shape)
     if at_end >= roots:
-        return (
-            MemoryItem("gathered block", at_end, "the last reduction: whole gradients of what is in no block, in float32"),
-        )
+        return (MemoryItem("gathered block", at_end, "the last reduction of gradients, in float32"),)
     return (MemoryItem("gathered block", roots, f"AdamW's square roots, {FLOAT} bytes a trained parameter"),)
 
 

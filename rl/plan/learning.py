@@ -32,8 +32,8 @@ def logprobs(at: Situation) -> tuple[Phase, ...]:
 
 def _forward(at: Situation, groups: int, ranks: int, role: str) -> tuple[Cost, str]:
     """Logprobs of `groups` without gradients: every micro-batch gathers the parameters once."""
-    dealt = at.dealt(groups, ranks)
-    operations = dealt.groups * at.operations.forward
+    dealt = at.dealt(groups, ranks, role)
+    operations = dealt.groups * at.operations(role).forward
     gathering = _gathers(at, sharded_numel(at), dealt.micro_batches, ranks, role)
     cost = longest(at.machine.compute(operations), gathering, _reading(at, dealt, 1))
     how = f"{tflop(operations)} a rank, {dealt.tokens:.0f} tokens in {dealt.micro_batches} micro-batches"
@@ -43,9 +43,9 @@ def _forward(at: Situation, groups: int, ranks: int, role: str) -> tuple[Cost, s
 def update(at: Situation) -> tuple[Phase, ...]:
     """Forward, backward and what is computed again, the exchanges beside them, and the optimizer; all updates of a step."""
     updates = -(-at.groups // at.groups_per_update)
-    dealt = at.dealt(at.groups_per_update, at.recipe.learner.ranks)
+    dealt = at.dealt(at.groups_per_update, at.recipe.learner.ranks, "learner")
     checkpointing = at.recipe.learner.activation_checkpointing
-    operations = at.operations
+    operations = at.operations("learner")
     total = updates * dealt.groups * operations.update(checkpointing)
     passes = 3 if checkpointing else 2
     computing = longest(at.machine.compute(total), _times(_reading(at, dealt, passes), updates))

@@ -71,16 +71,19 @@ class Situation:
     def compute_bytes(self) -> int:
         return COMPUTE_BYTES[self.recipe.learner.dtype]
 
-    @property
-    def operations(self) -> Operations:
-        """Of one group on one rank."""
-        return group_operations(self.shape, self.group, self.recipe.learner.sequence_parallel)
+    def together(self, role: str) -> int:
+        """Ranks that share a sequence: the learner's alone, a reference on ranks of its own has whole sequences."""
+        return self.recipe.learner.sequence_parallel if role == "learner" else 1
 
-    def dealt(self, groups: int, ranks: int) -> Dealt:
-        """`groups` over `ranks`, micro-batches within the recipe's tokens: the rank that has most.
+    def operations(self, role: str) -> Operations:
+        """Of one group on one rank."""
+        return group_operations(self.shape, self.group, self.together(role))
+
+    def dealt(self, groups: int, ranks: int, role: str) -> Dealt:
+        """`groups` over a role's `ranks`, micro-batches within the recipe's tokens: the rank that has most.
 
         Ranks that share sequences have the same groups, and one budget.
         """
-        each = max(1, math.ceil(groups / (ranks // self.recipe.learner.sequence_parallel)))
+        each = max(1, math.ceil(groups / (ranks // self.together(role))))
         at_once = max(1, int(self.recipe.learner.tokens_per_micro_batch // self.group.tokens))
         return Dealt(each, math.ceil(each / at_once), each * self.group.tokens)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rl.config import Recipe, load_recipe
-from rl.plan.learner_memory import forwards, learner_items
+from rl.plan.learner_memory import forwards, learner_items, reference_items
 from rl.plan.memory import host_memory, kv_cache, role_memories
 from rl.plan.memory_records import MemoryItem
 from rl.plan.rollout_memory import weight_bytes
@@ -69,17 +69,24 @@ def test_zero_keeps_masters_beside_parameters_in_the_compute_dtype() -> None:
 
 def test_micro_batches_are_filled_with_mean_groups_and_bear_one_longest() -> None:
     """16,384 tokens: five groups of 900 + 8 · 250; the longest is 2,048 + 8 · 2,048 alone."""
-    typical, longest = forwards(recipe(), WORKLOAD, "grpo")
+    typical, longest = forwards(recipe(), WORKLOAD, "grpo", 4, 1)
     assert (typical.rows, typical.length, typical.answer_tokens) == (5, 2900, 10_000)
     assert (longest.rows, longest.length, longest.answer_tokens) == (1, 18_432, 16_384)
     assert typical.masked
-    (plain, _) = forwards(recipe("learner.layout=plain"), WORKLOAD, "grpo")
+    (plain, _) = forwards(recipe("learner.layout=plain"), WORKLOAD, "grpo", 4, 1)
     assert (plain.rows, plain.length, plain.masked) == (8, 1150, False)
 
 
 def test_ranks_that_share_a_sequence_share_its_tokens() -> None:
-    alone, together = (forwards(recipe(f"learner.sequence_parallel={n}"), WORKLOAD, "grpo")[1] for n in (1, 4))
+    alone, together = (forwards(recipe(), WORKLOAD, "grpo", 4, n)[1] for n in (1, 4))
     assert together.length == alone.length // 4
+
+
+def test_a_reference_holds_whole_sequences_whatever_the_learner_shares() -> None:
+    alone, together = recipe(), recipe("learner.sequence_parallel=4")
+    shape = shape_of(alone.model)
+    found = [reference_items(each, shape, WORKLOAD, "grpo") for each in (alone, together)]
+    assert item(found[0], "activations") == item(found[1], "activations") > 0
 
 
 def test_kv_cache_by_hand() -> None:

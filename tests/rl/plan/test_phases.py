@@ -152,6 +152,14 @@ def test_ranks_that_share_a_sequence_share_its_decoder_but_not_its_tower() -> No
     assert phases["sequence exchange"].seconds == pytest.approx(3 * 280 * (4 * 5 * 20 * 2) * 2 / 2 / 1e4)
 
 
+def test_a_reference_on_ranks_of_its_own_scores_whole_sequences() -> None:
+    """Three ranks, eight prompts, whatever the learner's ranks share."""
+    alone, shared = (
+        timed(situation(recipe(learner__sequence_parallel=n, learner__ranks=4, reference__ranks=3))) for n in (1, 4)
+    )
+    assert alone["reference"].seconds == shared["reference"].seconds == pytest.approx(3 * FORWARD / 1e6)
+
+
 def test_weights_are_handed_over_by_transport() -> None:
     """26,000 bytes gathered by two ranks at 10 kB/s; then over the link, or down and up PCIe at 2 kB/s and over TCP."""
     gathered = 26_000 / 2 / 1e4
