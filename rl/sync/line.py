@@ -174,7 +174,11 @@ def failure(line: Line, failed: Failed) -> TransportError:
 
 def next_messages(lines: Sequence[Line], timeout_s: float) -> list[tuple[Line, Any]]:
     """What the lines say next, as soon as one says something. Raises LostError as soon as one is gone, or all are silent."""
-    readable, _, _ = select.select(list(lines), [], [], timeout_s)
+    watch = select.poll()  # select.select fails on descriptors from 1024 on, and a process with Ray and vLLM has many
+    by_descriptor = {line.fileno(): line for line in lines}
+    for descriptor in by_descriptor:
+        watch.register(descriptor, select.POLLIN)
+    readable = [by_descriptor[descriptor] for descriptor, _ in watch.poll(timeout_s * 1000)]
     if not readable:
         raise LostError(f"{', '.join(line.peer for line in lines)} said nothing for {timeout_s:g} s (`sync.timeout_s`)")
     return [(line, line.hear()) for line in readable]

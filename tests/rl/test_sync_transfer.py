@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +17,7 @@ from cluster.config import ClusterConfig
 from cluster.group import ActorGroup
 from cluster.placement import Placement, RoleSpec, place
 from cluster.session import ray_session
-from rl.sync.line import LostError, TransportError, dial
+from rl.sync.line import Line, LostError, TransportError, dial, next_messages
 from rl.sync.sender import Sender
 from rl.weights import checksum
 from tests.rl.sync_case import KIB, MIB, TIMEOUT_S, Reader, assorted, large, peak_memory, way_of
@@ -171,3 +173,21 @@ def test_a_sender_that_is_gone_is_named() -> None:
     sender.close()
     with pytest.raises(LostError, match=rf"the learner at 127\.0\.0\.1:{sender.address.port} cannot be reached"):
         dial(sender.address, "a sampler", timeout_s=5)
+
+
+def test_lines_are_heard_on_descriptors_that_select_cannot_name() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+        theirs, _ = server.accept()
+        high = socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, 1024))
+        assert high.fileno() >= 1024
+        line, other = Line(high, "the other side", 5), Line(theirs, "this side", 5)
+        with pytest.raises(LostError, match="the other side said nothing"):
+            next_messages([line], 0.05)
+        other.tell("a word")
+        assert next_messages([line], 5) == [(line, "a word")]
+        other.hang_up()
+        with pytest.raises(LostError, match="went away"):
+            next_messages([line], 5)
+        line.hang_up()
