@@ -134,17 +134,17 @@ def sequence_lengths(batch: DataProto, layout: str) -> list[int]:
 def balance(batch: DataProto, world_size: int, token_budget: int, layout: str) -> list[RankShare]:
     """Cut a batch into equally many micro-batches a rank, balanced by tokens, each within `token_budget` where possible.
 
-    Ranks compute in lockstep (every forward gathers parameters), so none may be left without a micro-batch: a batch with
+    What a micro-batch costs is its rows, padded to the longest of them. Ranks compute in lockstep (every forward gathers parameters), so none may be left without a micro-batch: a batch with
     fewer groups than ranks repeats one with an all-zero loss mask.
     """
     totals = BatchTotals.of(batch, world_size)
     padded = batch if len(batch) >= world_size else _with_silent_copies(batch, world_size)
-    lengths = sequence_lengths(padded, layout)
+    lengths, rows_of = sequence_lengths(padded, layout), _row_lengths(padded, layout)
     rounds = max(1, -(-sum(lengths) // (world_size * token_budget)))
     while True:
         cells = min(rounds * world_size, len(padded) // world_size * world_size)
         partitions = get_seqlen_balanced_partitions(lengths, k_partitions=cells, equal_size=False)
-        heaviest = max(sum(lengths[i] for i in cell) for cell in partitions)
+        heaviest = max(_padded_tokens([rows_of[i] for i in cell]) for cell in partitions)
         if heaviest <= token_budget or cells + world_size > len(padded):
             break
         rounds += 1
@@ -156,6 +156,20 @@ def balance(batch: DataProto, world_size: int, token_budget: int, layout: str) -
         cells_of_rank = tuple(tuple(order[row] for row in sorted(cell)) for cell in mine)
         shares.append(RankShare(padded.select_idxs(rows), cells_of_rank, totals, tuple(rows)))
     return shares
+
+
+def _row_lengths(batch: DataProto, layout: str) -> list[list[int]]:
+    """Of each group, the rows that rl/layout.py makes of it."""
+    answers = batch.batch["response_mask"].sum(-1).long().tolist()
+    prompts = batch.batch["prompt_tokens"].tolist()
+    if layout == "shared":
+        return [[prompt + sum(sizes)] for prompt, sizes in zip(prompts, answers, strict=True)]
+    return [[prompt + size for size in sizes if size] for prompt, sizes in zip(prompts, answers, strict=True)]
+
+
+def _padded_tokens(groups: list[list[int]]) -> int:
+    rows = [length for group in groups for length in group]
+    return len(rows) * max(rows, default=0)
 
 
 def _with_silent_copies(batch: DataProto, world_size: int) -> DataProto:

@@ -82,3 +82,19 @@ def test_micro_batches_respect_the_token_budget_where_groups_fit() -> None:
     batch = many([(100, [10, 10])] * 12)
     for share in balance(batch, 2, 250, "shared"):
         assert all(len(cell) <= 2 for cell in share.micro_batches)
+
+
+def test_the_budget_counts_the_padding_of_shorter_rows() -> None:
+    """Beside a row of 110 tokens one of 30 costs 110: a budget of 150 keeps them apart, one of 220 pairs them."""
+    batch = many([(100, [5, 5]), (20, [5, 5]), (100, [5, 5]), (20, [5, 5])])
+    (share,) = balance(batch, 1, 150, "shared")
+    assert sorted(len(cell) for cell in share.micro_batches) == [1, 1, 2]
+    (share,) = balance(batch, 1, 220, "shared")
+    assert len(share.micro_batches) == 2
+
+
+def test_in_the_plain_layout_every_answer_is_a_padded_row() -> None:
+    """Rows of 60, 20 and 20, and twice 20: together 5 × 60 of 140 tokens, apart 3 × 60 and 2 × 20."""
+    batch = many([(10, [50, 10, 10]), (10, [10, 10])])
+    assert len(balance(batch, 1, 300, "plain")[0].micro_batches) == 1
+    assert len(balance(batch, 1, 299, "plain")[0].micro_batches) == 2
