@@ -212,6 +212,12 @@ def _check_grpo(recipe: Recipe) -> None:
         )
     if algorithm.loss_aggregation == "seq-mean-token-sum-norm" and algorithm.loss_scale is None:
         raise ConfigError("`algorithm.loss_aggregation=seq-mean-token-sum-norm` needs a constant `algorithm.loss_scale`")
+    lora = recipe.model.lora
+    if lora.rank and lora.dropout > 0:
+        raise ConfigError(
+            f"`model.lora.dropout` is {lora.dropout}: old, reference and new logprobs would each drop other activations, "
+            "and their ratios be noise; set `model.lora.dropout=0`, or train `stages=[sft]` alone"
+        )
     _check_staleness(grpo, algorithm)
     if grpo.max_staleness and recipe.cluster.placement == "colocated":
         raise ConfigError(

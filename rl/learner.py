@@ -171,6 +171,8 @@ class Learner:
         """Shards of parameters, optimizer and RNG under `directory`. Collective."""
         self.engine.save(directory)
         torch.save(torch.get_rng_state(), directory / f"rng-{self.rank}.pt")
+        if self.engine.device.type == "cuda":
+            torch.save(torch.cuda.get_rng_state(self.engine.device), directory / f"rng-cuda-{self.rank}.pt")
 
     def load(self, directory: Path) -> None:
         """Continue exactly where `save` was called. Collective."""
@@ -178,6 +180,9 @@ class Learner:
         rng = directory / f"rng-{self.rank}.pt"
         if rng.exists():
             torch.set_rng_state(torch.load(rng))
+        on_device = directory / f"rng-cuda-{self.rank}.pt"
+        if self.engine.device.type == "cuda" and on_device.exists():
+            torch.cuda.set_rng_state(torch.load(on_device), self.engine.device)
 
     def close(self) -> None:
         self.engine.close()

@@ -91,8 +91,9 @@ class Policy(nn.Module):
 def build_model(
     config: ModelConfig, dtype: torch.dtype, compute_dtype: torch.dtype, device: torch.device, with_weights: bool = True
 ) -> PreTrainedModel:
-    """The model of `config.path` in training mode without dropout; on `meta`, weightless, where another rank sends them.
+    """The model of `config.path` in training mode; on `meta`, weightless, where another rank sends them.
 
+    In that mode `lora.dropout` acts whatever is computed, logprobs too; published models have no dropout of their own.
     A quantized base computes in `compute_dtype` and is loaded on `device` by every rank; everything else is in `dtype`.
     """
     if config.quantization:

@@ -97,6 +97,13 @@ def test_the_resolved_recipe_loads_to_the_same_recipe(tmp_path: Path, recipe_fil
     assert load_recipe(saved) == recipe
 
 
+def test_dropout_is_refused_where_logprobs_are_compared(recipe_file: Path) -> None:
+    dropping = ["model.lora.rank=4", "model.lora.dropout=0.1"]
+    with pytest.raises(ConfigError, match=r"`model\.lora\.dropout` is 0\.1.*model\.lora\.dropout=0`"):
+        load_recipe(recipe_file, dropping)
+    assert load_recipe(recipe_file, [*dropping, "stages=[sft]", "sft.steps=1"]).model.lora.dropout == 0.1
+
+
 def test_flash_attention_is_refused_where_a_mask_is_needed(recipe_file: Path) -> None:
     flash = "model.attention=flash_attention_2"
     with pytest.raises(ConfigError, match=r"learner\.layout=plain"):
