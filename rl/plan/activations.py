@@ -33,6 +33,7 @@ class Forward:
     """What one forward computes: `rows` of `length` tokens, `answer_tokens` scored, `patches` of images before merging.
 
     `masked`: rows hold several answers, so attention takes a mask. `bytes_per_number`: 2 in bfloat16, 4 in float32.
+    `whole_length`: of a row that several ranks share, of which `length` is this rank's; mask and embeddings are whole.
     """
 
     rows: int
@@ -41,10 +42,16 @@ class Forward:
     patches: int
     masked: bool
     bytes_per_number: int
+    whole_length: int | None = None
 
     @property
     def tokens(self) -> int:
         return self.rows * self.length
+
+    @property
+    def seen(self) -> int:
+        """Tokens of a row that attention sees."""
+        return self.length if self.whole_length is None else self.whole_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +155,15 @@ def logits_bytes(shape: LanguageShape, forward: Forward) -> int:
 
 
 def _mask_bias(forward: Forward) -> int:
-    return forward.bytes_per_number * forward.rows * forward.length**2 if forward.masked else 0
+    return forward.bytes_per_number * forward.rows * forward.seen**2 if forward.masked else 0
 
 
 def _inputs(language: LanguageShape, vision: VisionShape, forward: Forward) -> int:
-    """The mask, rotary cosines and sines of all positions, pixels."""
-    mask = forward.rows * forward.length**2 if forward.masked else 0
+    """The mask, rotary cosines and sines of all positions, pixels; of shared rows the embeddings and last hidden states."""
+    mask = forward.rows * forward.seen**2 if forward.masked else 0
+    whole = 0 if forward.whole_length is None else 2 * forward.rows * forward.seen * language.hidden
     rotary = 2 * language.rotary_axes * forward.tokens * language.head_dim * forward.bytes_per_number
-    return mask + rotary + _pixels(vision, forward)
+    return mask + rotary + whole * forward.bytes_per_number + _pixels(vision, forward)
 
 
 def _pixels(vision: VisionShape, forward: Forward) -> int:

@@ -93,6 +93,7 @@ def forwards(recipe: Recipe, workload: Workload, stage: str, ranks: int, togethe
             patches=math.ceil(copies * patches),
             masked=shared and answers > 1,
             bytes_per_number=compute,
+            whole_length=math.ceil(length) if together > 1 else None,
         )
 
     mean = workload.prompt_tokens + answers * workload.answer_tokens

@@ -87,6 +87,15 @@ def test_a_decoder_block_on_paper() -> None:
     assert block.input == 1000 * 2 * 3584
 
 
+def test_mask_and_embeddings_of_a_shared_row_are_whole_on_every_rank() -> None:
+    """A quarter of 8,000 tokens: a mask of 8,000² as booleans and as a bias in bfloat16, two tensors of 8,000 × 3,584."""
+    shape = shape_of(ModelConfig(path="Qwen/Qwen2.5-VL-7B-Instruct"))
+    alone = Forward(rows=1, length=2000, answer_tokens=1000, patches=0, masked=True, bytes_per_number=2)
+    shared = replace(alone, whole_length=8000)
+    more = (1 + 2) * (8000**2 - 2000**2) + 2 * 8000 * 3584 * 2
+    assert activations(shape, shared, True).language - activations(shape, alone, True).language == more
+
+
 def test_logits_exist_a_chunk_at_a_time() -> None:
     shape = shape_of(ModelConfig(path="Qwen/Qwen2.5-VL-7B-Instruct")).language
     forward = Forward(1, 20000, 18000, 0, True, 2)

@@ -80,6 +80,7 @@ def test_micro_batches_are_filled_with_mean_groups_and_bear_one_longest() -> Non
 def test_ranks_that_share_a_sequence_share_its_tokens() -> None:
     alone, together = (forwards(recipe(), WORKLOAD, "grpo", 4, n)[1] for n in (1, 4))
     assert together.length == alone.length // 4
+    assert together.whole_length == alone.length
 
 
 def test_a_reference_holds_whole_sequences_whatever_the_learner_shares() -> None:
