@@ -36,6 +36,16 @@ def role_specs(recipe: Recipe, gpus: bool) -> list[RoleSpec]:
     return specs
 
 
+def asks_for_gpus(recipe: Recipe, local: bool, there: bool) -> bool:
+    """Whether the roles get GPUs: where the cluster has some, or is one that nodes join and the recipe names theirs."""
+    return there or (not local and recipe.plan.gpu is not None)
+
+
+def sampler_group(recipe: Recipe) -> type[RolloutGroup]:
+    """Samplers stream for the one stage that may run ahead; others would touch the engine from outside its thread."""
+    return StreamingRolloutGroup if "grpo" in recipe.stages and recipe.grpo.max_staleness else RolloutGroup
+
+
 def needs_reference(recipe: Recipe) -> bool:
     """A KL term is what a reference is for."""
     return "grpo" in recipe.stages and recipe.algorithm.kl_coefficient != 0
@@ -68,7 +78,7 @@ class Crew:
 
     def __init__(self, session: Session, recipe: Recipe, max_images: int) -> None:
         self.session, self.recipe = session, recipe
-        self.gpus = ray.cluster_resources().get("GPU", 0) > 0
+        self.gpus = asks_for_gpus(recipe, session.local, ray.cluster_resources().get("GPU", 0) > 0)
         specs = role_specs(recipe, self.gpus)
         timeout = recipe.cluster.placement_timeout_s
         tenancy = TENANCIES[recipe.cluster.placement]
@@ -80,7 +90,7 @@ class Crew:
         self.rewards = session.own(RewardGroup(self.placement["reward"], recipe.reward, {}, self.timeout))
         engine = sampler_config(recipe.model, recipe.rollout, recipe.seed, max_images, sleeps=bool(tenancy.shared))
         device: Device = "gpu" if self.gpus else "cpu"
-        samplers = StreamingRolloutGroup if recipe.grpo.max_staleness else RolloutGroup
+        samplers = sampler_group(recipe)
         self.samplers = session.own(samplers(self.placement["rollout"], engine, device, self.shipper, self.timeout))
         lora = recipe.model.lora
         self.tenancy: Tenancy = tenancy(self.samplers, adapters=bool(lora.rank) and lora.sync == "adapter")
