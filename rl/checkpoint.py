@@ -8,6 +8,7 @@ A checkpoint is written under a temporary name and renamed, so whatever bears it
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from rl.protocols import PolicyLearner
 
 DIRECTORY = "checkpoints"
 STAGE_FILE = "stage.json"  # in an export: which stage and step it is of
+
+
+# What a rank says that could not write: Python, the file system, torch's own writer of files.
+_DISK = re.compile(r"\b(OSError|PermissionError)\b|No space left|Disk quota|Read-only file system|PytorchStreamWriter")
 
 
 class CheckpointError(RuntimeError):
@@ -45,7 +50,10 @@ class Checkpoint:
 def save_checkpoint(
     run_dir: Path, stage: str, step: int, learner: PolicyLearner, state: Mapping[str, Any], keep: int
 ) -> Checkpoint:
-    """Write `<stage>-<step>`, then forget all but the `keep` newest of this stage. Raises CheckpointError."""
+    """Write `<stage>-<step>`, then forget all but the `keep` newest of this stage.
+
+    Raises CheckpointError when the disk does not take it, and the learner's ActorError for anything else.
+    """
     path = run_dir / DIRECTORY / f"{stage}-{step}"
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -58,6 +66,8 @@ def save_checkpoint(
     except (OSError, ActorError) as error:
         free = shutil.disk_usage(run_dir).free / 2**20
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, ActorError) and not _DISK.search(str(error)):
+            raise
         raise CheckpointError(
             f"checkpoint {path} could not be written ({free:.0f} MiB are free there): {str(error).splitlines()[0]}\n"
             f"Earlier checkpoints are whole; make room, then go on with resume={run_dir}"

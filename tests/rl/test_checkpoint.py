@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rl.checkpoint import CheckpointError, saved_policy
+from cluster.group import ActorError
+from rl.checkpoint import CheckpointError, save_checkpoint, saved_policy
 from rl.config import ConfigError, LoraConfig, ModelConfig, Recipe, load_recipe, to_yaml
 from rl.run import open_run_dir
+from tests.rl.test_loop import RecordingLearner
 
 LORA = ("model.lora.rank=4", "model.lora.alpha=8")
 
@@ -74,3 +76,40 @@ def test_a_start_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"exported model goes into model\.path"):
         open_run_dir(recipe(f"runs={tmp_path / 'new'}", f"start_from={tmp_path}"))
     assert not (tmp_path / "new").exists()
+
+
+class FailingLearner(RecordingLearner):
+    """Writes a part of its shards, then fails."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def save(self, directory: Path) -> None:
+        (directory / "part").write_text("some")
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        ActorError("learner", 0, "save", "OSError: [Errno 28] No space left on device\nTraceback …"),
+        ActorError("learner", 0, "save", "RuntimeError: [enforce fail at inline_container.cc] PytorchStreamWriter failed"),
+    ],
+)
+def test_a_disk_that_does_not_take_a_checkpoint_is_said_with_the_remedy(run_dir: Path, error: Exception) -> None:
+    with pytest.raises(CheckpointError, match=r"(?s)MiB are free there.*make room.*resume="):
+        save_checkpoint(run_dir, "grpo", 15, FailingLearner(error), {}, keep=2)
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["grpo-10", "grpo-5"]
+
+
+@pytest.mark.parametrize(
+    "detail", ["OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\nTraceback …", "its process died"]
+)
+def test_another_failure_while_saving_is_not_taken_for_a_full_disk(run_dir: Path, detail: str) -> None:
+    error = ActorError("learner", 0, "onload", detail)
+    with pytest.raises(ActorError) as raised:
+        save_checkpoint(run_dir, "grpo", 15, FailingLearner(error), {}, keep=2)
+    assert raised.value is error
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["grpo-10", "grpo-5"]
