@@ -5,8 +5,8 @@
     logprobs, update, save … ─► the learner is on the GPUs         the reference done, and in host memory
     load                     ─► the samplers take memory for weights ─► load ─► the learner leaves ─► room for a KV cache
 
-Between two tenants one leaves before the other enters. Only while weights are handed over do both hold some: the learner
-what it sends from, the samplers what they load into, and no KV cache yet.
+Between two tenants one leaves before the other enters. Only while weights are handed over are both on the GPUs: the learner
+with everything it has, parameters and optimizer state, the samplers with what they load into, and no KV cache yet.
 """
 
 from __future__ import annotations
