@@ -99,7 +99,9 @@ class GrpoLoop:
         for part, update in self.updates(batch, step):
             report.metrics |= self.learn(part, update)
         self.publish()
-        report.metrics |= self._summary(groups) | self._throughput(groups, self.clock.lap())
+        report.metrics |= self._summary(groups)
+        self.look_ahead(step + 1)
+        report.metrics |= self._throughput(groups, self.clock.lap())
         return report
 
     def collect(self, step: int, report: StepReport) -> list[Group]:
@@ -217,6 +219,9 @@ class GrpoLoop:
         self.version += 1
         with self.clock.phase("publish"):
             hand_over(self.roles.learner, self.roles.rollouts, self.version)
+
+    def look_ahead(self, step: int) -> None:
+        """Begin what may begin of `step`, in the time of the step before: nothing, here."""
 
     def shutdown(self) -> None:
         """End what goes on between steps: nothing, here."""

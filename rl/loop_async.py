@@ -56,15 +56,20 @@ class AsyncGrpoLoop(GrpoLoop):
         self._judged: deque[StepReport] = deque()  # what the background counted, until a step reports it
         self._loans: dict[int, Loan] = {}
         self._next_ticket: int | None = None
-        self._sampling_s = self._judging_s = 0.0
+        self._worked: dict[str, float] = {}  # seconds by role: so far when a step begins, of the step when it ends
 
-    def step(self, step: int) -> StepReport:
+    def collect(self, step: int, report: StepReport) -> list[Group]:
         if self._next_ticket is None:
             self._next_ticket = step * self.grpo.prompts_per_step
-        self._sampling_s, self._judging_s = self.samplers.busy_seconds(), self.stream.judging_s
-        report = super().step(step)
-        self.feed(step + 1, self.grpo.prompts_per_step)
-        return report
+        self._worked = self._work_so_far()
+        return super().collect(step, report)
+
+    def look_ahead(self, step: int) -> None:
+        self.feed(step, self.grpo.prompts_per_step)
+        self._worked = {role: seconds - self._worked[role] for role, seconds in self._work_so_far().items()}
+
+    def _work_so_far(self) -> dict[str, float]:
+        return {"rollout": self.samplers.busy_seconds(), "reward": self.stream.judging_s}
 
     def feed(self, step: int, count: int) -> None:
         """Have the `count` groups that `step` still wants on their way, and those of the steps that may begin by now."""
@@ -158,10 +163,7 @@ class AsyncGrpoLoop(GrpoLoop):
         return metrics | {"throughput/rollout_tokens_per_s": tokens / max(self._busy(times)["rollout"], 1e-9)}
 
     def _busy(self, times: dict[str, float]) -> dict[str, float]:
-        return super()._busy(times) | {
-            "rollout": self.samplers.busy_seconds() - self._sampling_s,
-            "reward": self.stream.judging_s - self._judging_s,
-        }
+        return super()._busy(times) | self._worked
 
     def shutdown(self) -> None:
         """End what runs in the background."""

@@ -131,6 +131,29 @@ def run(loop: AsyncGrpoLoop, steps: int, first: int = 0) -> list[StepReport]:
         loop.shutdown()
 
 
+class SlowToAsk(ScriptedStream):
+    """Each question takes it a second of a clock that nothing else moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.now = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def submit(self, requests: Sequence[GroupRequest]) -> None:
+        self.now += 1.0
+        super().submit(requests)
+
+    def busy_seconds(self) -> float:
+        self.now += 1.0
+        return self.now / 2
+
+
+def test_a_steps_time_is_that_of_all_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = SlowToAsk(monkeypatch)
+    reports = run(loop_of(stream, 1, steps=3), 3)
+    assert sum(report.metrics["time/step"] for report in reports) == stream.now > 0
+
+
 def learnt(learner: RecordingLearner) -> list[list[str]]:
     return [[s.id for s in batch.non_tensor_batch["sample"]] for batch in learner.batches]
 
