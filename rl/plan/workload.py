@@ -77,19 +77,17 @@ def workload_of(recipe: Recipe, shape: ModelShape) -> Workload:
     counter = _PromptCounter(recipe.model, shape)
     samples = _samples(recipe.data.train)
     rollout = recipe.rollout
+    bound = rollout.max_model_len - rollout.max_tokens  # the most that a run lets through, whatever a few rows show
     if samples:
         prompts = [counter.count(sample) for sample in samples]
-        longest, source = max(each.tokens for each in prompts), f"{len(prompts)} rows of {recipe.data.train}"
+        source = f"{len(prompts)} rows of {recipe.data.train}"
         sources: list[tuple[str, Source, str]] = [("prompt_tokens", "measured", source)]
-        most = max(each.patches for each in prompts)
     else:
         prompts = [counter.usual(task)]
-        longest = max(prompts[0].tokens, rollout.max_model_len - rollout.max_tokens)
-        most = math.ceil(prompts[0].patches * longest / prompts[0].tokens)
-        sources = [
-            ("prompt_tokens", "assumed", f"{task.told}; {recipe.data.train} is not built"),
-            ("prompt_tokens_max", "recipe", "rollout.max_model_len − rollout.max_tokens"),
-        ]
+        sources = [("prompt_tokens", "assumed", f"{task.told}; {recipe.data.train} is not built")]
+    fullest = max(prompts, key=lambda each: each.patches)
+    longest = max(bound, *(each.tokens for each in prompts))
+    sources.append(("prompt_tokens_max", "recipe", "rollout.max_model_len − rollout.max_tokens"))
     usual = min(task.answer_tokens, rollout.max_tokens)
     capped = usual < task.answer_tokens
     sources.append(("answer_tokens", "recipe" if capped else "assumed", "rollout.max_tokens" if capped else task.told))
@@ -98,7 +96,7 @@ def workload_of(recipe: Recipe, shape: ModelShape) -> Workload:
         prompt_tokens_max=longest,
         images=fmean(each.images for each in prompts),
         patches=fmean(each.patches for each in prompts),
-        patches_max=most,
+        patches_max=math.ceil(fullest.patches * longest / fullest.tokens),
         answer_tokens=usual,
         answer_tokens_max=rollout.max_tokens,
         sources=(*sources, ("answer_tokens_max", "recipe", "rollout.max_tokens")),
