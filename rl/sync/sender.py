@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class Sender:
     """Sends the same weights to `receivers` processes, as often as asked; they call in at `address` and stay connected."""
 
     def __init__(self, medium: str, host: str, receivers: int, bucket_bytes: int, timeout_s: float) -> None:
-        self.medium, self.receivers, self.timeout_s = MEDIA[medium], receivers, timeout_s
+        self.name, self.medium, self.receivers, self.timeout_s = medium, MEDIA[medium], receivers, timeout_s
         self.party = Party(0, receivers + 1, host, self.medium.device(), bucket_bytes, timeout_s)
         self._switchboard = Switchboard(host, timeout_s)
         self._lines: list[Line] = []
@@ -75,7 +75,8 @@ class Sender:
         """Send all tensors to all receivers; the checksum of what was sent.
 
         `tensors` is exhausted whatever becomes of the receivers: to gather them is a collective of all learner ranks.
-        Raises TransportError when a receiver fails or is lost; what `tensors` raises is passed on to the receivers.
+        Raises TransportError when a receiver fails or is lost, or the medium; what `tensors` raises is passed on to the
+        receivers.
         """
         stream = iter(tensors)
         passing = Checksummed(stream)
@@ -84,10 +85,13 @@ class Sender:
             self._tell(Begin(version))
             self._send_buckets(outlet, passing)
             self._tell(Done(passing.count))
-            outlet.rest()
+            with self._moving():
+                outlet.rest()
         except Exception as error:
-            self._hang_up(Failed(version, f"{type(error).__name__}: {error}"))
-            exhausted(stream)
+            try:
+                self._hang_up(Failed(version, f"{type(error).__name__}: {error}"))
+            finally:
+                exhausted(stream)
             raise
         return passing.checksum
 
@@ -109,11 +113,13 @@ class Sender:
                     "(`sync.timeout_s`)"
                 )
             self._lines.append(line)
-        self._outlet = self.medium.outlet(self.party)
-        invitation = self._outlet.invitation()
+        with self._moving():
+            self._outlet = self.medium.outlet(self.party)
+            invitation = self._outlet.invitation()
         for rank, line in enumerate(self._lines, start=1):
             line.tell(Welcome(rank, self.party.size, self.party.bucket_bytes, invitation))
-        self._outlet.open()
+        with self._moving():
+            self._outlet.open()
         return self._outlet
 
     def _send_buckets(self, outlet: Outlet, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -122,10 +128,12 @@ class Sender:
 
         def next_buffer() -> Tensor:
             self._wait(sent + 1 - SLOTS)
-            return outlet.staging(sent % SLOTS)
+            with self._moving():
+                return outlet.staging(sent % SLOTS)
 
         for bucket in packed(tensors, next_buffer):
-            token = outlet.send(sent % SLOTS, bucket.nbytes)
+            with self._moving():
+                token = outlet.send(sent % SLOTS, bucket.nbytes)
             self._tell(Sent(bucket.nbytes, bucket.pieces, token))
             sent += 1
         self._wait(sent)
@@ -150,9 +158,18 @@ class Sender:
                     line.tell(farewell)
             line.hang_up()
         self._lines = []
-        if self._outlet is not None:
-            self._outlet.close()
-        self._outlet = None
+        outlet, self._outlet = self._outlet, None
+        if outlet is not None:
+            with self._moving():
+                outlet.close()
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """What the medium raises becomes a TransportError: the rank then knows that its weights are well, and goes on."""
+        try:
+            yield
+        except Exception as error:  # each medium's library has errors of its own: torch's, Ray's, the system's
+            raise TransportError(f"medium {self.name} failed: {type(error).__name__}: {error}") from error
 
 
 def exhausted(tensors: Iterator[tuple[str, Tensor]]) -> None:

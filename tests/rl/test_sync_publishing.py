@@ -92,3 +92,21 @@ def test_every_part_is_gathered_also_after_a_failure(rank: PublishingRank, strea
         with pytest.raises(TransportError, match=r"stopped reading; the last tensor was base\.0"):
             sent.result()
     assert streams.gathered == ["base", "adapter"]
+
+
+def test_a_medium_that_fails_keeps_no_part_from_being_gathered(
+    rank: PublishingRank, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(outlet: object, slot: int, nbytes: int) -> None:
+        raise RuntimeError("the cable tore")
+
+    monkeypatch.setattr("rl.sync.shared_memory._Outlet.send", torn)
+    workers = arrival_at(rank, "workers")
+    arrival_at(rank, "engines")
+    with ThreadPoolExecutor(1) as thread:
+        sent = thread.submit(rank.publish, 1, ["base", "adapter"])
+        with pytest.raises(TransportError, match=r"failed: .*the cable tore"):
+            checksum(workers)
+        with pytest.raises(TransportError, match="medium shared_memory failed: RuntimeError: the cable tore"):
+            sent.result()
+    assert streams.gathered == ["base", "adapter"]
