@@ -56,17 +56,21 @@ class _Group:
 
     def __init__(self, store: TCPStore, party: Party) -> None:
         self._store, self._device = store, party.device
-        self._backend = _BACKENDS[party.device.type](store, party)
+        self._backends = [_BACKENDS[party.device.type](store, party)]
 
     def broadcast(self, content: Tensor) -> Any:
         options = BroadcastOptions()
         options.rootRank, options.rootTensor, options.asyncOp = 0, 0, True
-        return self._backend.broadcast([content], options)
+        return self._backends[0].broadcast([content], options)
 
     def close(self) -> None:
-        """Let a thread wait for what is still under way, which may be until the time-out: a member may be gone."""
-        threading.Thread(target=_forget, args=([self._backend],), daemon=True).start()
-        del self._backend
+        """Let a thread wait for what is still under way, which may be until the time-out: a member may be gone.
+
+        A second call does nothing.
+        """
+        backends, self._backends = self._backends, []  # no name for the backend here: it must end in that thread
+        if backends:
+            threading.Thread(target=_forget, args=(backends,), daemon=True).start()
 
 
 def _forget(backends: list[Any]) -> None:

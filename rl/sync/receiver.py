@@ -67,15 +67,12 @@ class Arrival:
         kept = _kept.pop(address, None)
         if kept is not None:
             try:
-                kept.begin(self.version)
-                return kept
+                return kept.begun(self.version)
             except (LostError, StaleError):
-                kept.close()
+                pass  # its sender has hung up, perhaps to wait for new calls
         for ended in [address for address, receiver in _kept.items() if receiver.line.broken()]:
             _kept.pop(ended).close()
-        fresh = Receiver(self.medium, address, self.timeout_s)
-        fresh.begin(self.version)
-        return fresh
+        return Receiver(self.medium, address, self.timeout_s).begun(self.version)
 
     def _address(self) -> Address:
         """The sender in this process's neighbourhood; the only one, where one feeds all."""
@@ -90,11 +87,24 @@ class Receiver:
     def __init__(self, medium: str, address: Address, timeout_s: float) -> None:
         self.address, self.device = address, MEDIA[medium].device()
         self.line = dial(address, f"the sampler in process {os.getpid()} on {socket.gethostname()}", timeout_s)
-        welcome = self._hear()
-        assert isinstance(welcome, Welcome), welcome
-        party = Party(welcome.rank, welcome.size, self.line.host, self.device, welcome.bucket_bytes, timeout_s)
-        self._buffers = Buffers(self.device, welcome.bucket_bytes)
-        self._inlet = MEDIA[medium].inlet(party, welcome.invitation)
+        try:
+            welcome = self._hear()
+            assert isinstance(welcome, Welcome), welcome
+            party = Party(welcome.rank, welcome.size, self.line.host, self.device, welcome.bucket_bytes, timeout_s)
+            self._buffers = Buffers(self.device, welcome.bucket_bytes)
+            self._inlet = MEDIA[medium].inlet(party, welcome.invitation)
+        except BaseException:
+            self.line.hang_up()
+            raise
+
+    def begun(self, version: int) -> Receiver:
+        """This receiver when `version` has been announced to it; otherwise it is closed, whatever was the matter."""
+        try:
+            self.begin(version)
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     def begin(self, version: int) -> None:
         """Wait for the announcement of `version`. Raises StaleError when an earlier one ended badly on this connection."""

@@ -6,6 +6,7 @@ import fcntl
 import resource
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -18,6 +19,7 @@ from cluster.group import ActorGroup
 from cluster.placement import Placement, RoleSpec, place
 from cluster.session import ray_session
 from rl.sync.line import Line, LostError, TransportError, dial, next_messages
+from rl.sync.receiver import Receiver
 from rl.sync.sender import Sender
 from rl.weights import checksum
 from tests.rl.sync_case import KIB, MIB, TIMEOUT_S, Reader, assorted, large, peak_memory, way_of
@@ -173,6 +175,20 @@ def test_a_sender_that_is_gone_is_named() -> None:
     sender.close()
     with pytest.raises(LostError, match=rf"the learner at 127\.0\.0\.1:{sender.address.port} cannot be reached"):
         dial(sender.address, "a sampler", timeout_s=5)
+
+
+def test_a_receiver_to_which_another_version_is_announced_is_closed() -> None:
+    """Over gloo, whose group takes a thread to end; closing once more ends nothing twice."""
+    tensors = Counted()
+    with closing(Sender("gloo", "127.0.0.1", 1, BUCKET, TIMEOUT_S)) as sender, ThreadPoolExecutor(1) as thread:
+        sent = thread.submit(sender.send, 1, tensors)
+        receiver = Receiver("gloo", sender.address, TIMEOUT_S)
+        with pytest.raises(TransportError, match="version 2 was to come"):
+            receiver.begun(2)
+        with pytest.raises(LostError, match="went away"):
+            sent.result()
+        receiver.close()
+    assert tensors.exhausted
 
 
 def test_lines_are_heard_on_descriptors_that_select_cannot_name() -> None:
