@@ -72,6 +72,11 @@ def whole_shard(recipe: Recipe, shape: ModelShape) -> int:
     return shard.weights + shard.optimizer
 
 
+def reference_shard(recipe: Recipe, shape: ModelShape) -> int:
+    """Bytes of a reference rank's parameters."""
+    return sharding_of(recipe.model, recipe.learner, recipe.reference.ranks).shard(shape).weights
+
+
 def forwards(recipe: Recipe, workload: Workload, stage: str, ranks: int, together: int) -> list[Forward]:
     """A full micro-batch of mean groups, and a single group whose prompt and answers are all the longest.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from rl.config import Recipe
-from rl.plan.learner_memory import RUNTIME, host_shard, learner_items, reference_items, whole_shard
+from rl.plan.learner_memory import RUNTIME, host_shard, learner_items, reference_items, reference_shard, whole_shard
 from rl.plan.memory_records import HostMemory as HostMemory
 from rl.plan.memory_records import KvCache as KvCache
 from rl.plan.memory_records import MemoryItem as MemoryItem
@@ -69,15 +69,21 @@ def _together(recipe: Recipe, shape: ModelShape, roles: list[RoleMemory]) -> Rol
 def host_memory(recipe: Recipe, shape: ModelShape, nodes: int, gpus_per_node: int) -> HostMemory:
     """The fullest node, the first: rank 0 loads there. Without GPUs a node holds what GPUs would."""
     ranks, actors = _on_a_node(recipe, nodes, gpus_per_node)
+    reference = any(has_reference(recipe, stage) for stage in recipe.stages)
+    colocated = recipe.cluster.placement == "colocated"
+    # Colocated roles start on the same GPUs; else a reference stands on the learner's node where both have room there.
+    together = gpus_per_node == 0 or colocated or recipe.learner.ranks < gpus_per_node
+    groups = 1 + (reference and together)
     each = PROCESS if gpus_per_node else PROCESS_WITHOUT_CUDA
     items = [
         MemoryItem("processes", each * (ranks + actors + 1), f"{ranks} learner and reference ranks, {actors} rollouts"),
-        MemoryItem("loading", _loading(recipe, shape), "rank 0 reads the checkpoint; the other ranks receive theirs"),
+        MemoryItem("loading", groups * _loading(recipe, shape), f"rank 0 of {groups} groups reads the checkpoint at once"),
         MemoryItem("object store", _object_store(recipe), "Ray's, for samples and what is published through it"),
     ]
     away = host_shard(recipe, shape)
-    if recipe.cluster.placement == "colocated":
+    if colocated:
         away = max(away, whole_shard(recipe, shape))
+        items += _asleep(recipe, shape, actors, gpus_per_node)
     if away:
         items.append(
             MemoryItem("offloaded", away * min(ranks, recipe.learner.ranks), "parameters and optimizer of its ranks")
@@ -85,6 +91,20 @@ def host_memory(recipe: Recipe, shape: ModelShape, nodes: int, gpus_per_node: in
     if gpus_per_node == 0:
         items.append(_without_gpus(recipe, shape, actors))
     return HostMemory(tuple(items))
+
+
+def _asleep(recipe: Recipe, shape: ModelShape, actors: int, gpus_per_node: int) -> list[MemoryItem]:
+    """What waits on the host beside the learner's: a reference's shards, and bases that adapters are published for."""
+    items = []
+    if any(has_reference(recipe, stage) for stage in recipe.stages):
+        ranks = recipe.reference.ranks
+        here = min(ranks, gpus_per_node) if gpus_per_node else ranks
+        items.append(MemoryItem("reference", here * reference_shard(recipe, shape), "parameters of its ranks"))
+    lora = recipe.model.lora
+    if lora.rank and lora.sync == "adapter" and gpus_per_node:
+        held = actors * recipe.rollout.tensor_parallel * weight_bytes(recipe, shape)
+        items.append(MemoryItem("sleeping samplers", held, "bases that stay while samplers sleep"))
+    return items
 
 
 def _on_a_node(recipe: Recipe, nodes: int, gpus_per_node: int) -> tuple[int, int]:

@@ -60,6 +60,23 @@ def test_offloaded_shards_leave_the_gpu_and_stand_in_host_memory() -> None:
     assert moved == pytest.approx(16 * 8_292_166_656, rel=1e-3)
 
 
+def test_what_waits_for_a_colocated_role_stands_in_host_memory() -> None:
+    """The reference's 8.29 B float32 parameters; the bases of four samplers that are sent adapters alone."""
+    ranks = ("learner.ranks=4", "reference.ranks=4", "rollout.actors=4", "cluster.placement=colocated")
+    full, lora = recipe(*ranks), recipe(*ranks, "model.lora.rank=8")
+    found = [host_memory(each, shape_of(each.model), 1, 8).items for each in (full, lora)]
+    assert item(found[0], "reference") == pytest.approx(4 * 8_292_166_656, rel=1e-3)
+    assert item(found[0], "sleeping samplers") == 0
+    assert item(found[1], "sleeping samplers") == pytest.approx(4 * 2 * 8_292_166_656, rel=0.02)
+
+
+def test_a_reference_on_the_learners_node_loads_beside_it() -> None:
+    seven = recipe()
+    shape = shape_of(seven.model)
+    near, apart = (item(host_memory(seven, shape, 2, gpus).items, "loading") for gpus in (8, 4))
+    assert near == 2 * apart == 2 * 4 * 8_292_166_656
+
+
 def test_zero_keeps_masters_beside_parameters_in_the_compute_dtype() -> None:
     seven = recipe("learner.engine=deepspeed", "learner.zero_stage=3")
     items = learner_items(seven, shape_of(seven.model), WORKLOAD, "grpo")
