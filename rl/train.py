@@ -82,7 +82,7 @@ def _expected() -> tuple[type[BaseException], ...]:
 
     of_the_cluster = (ActorError, PlacementError, PreflightError)
     of_the_run = (CheckpointError, EvaluationError, MismatchError, NothingToLearnError, SyncError, ValueError)
-    return (*of_the_cluster, *of_the_run)
+    return (ConnectionError, *of_the_cluster, *of_the_run)  # the first: no Ray answers where RAY_ADDRESS says
 
 
 def _stopped(recipe: Recipe, run_dir: Path | None) -> str:
