@@ -134,8 +134,9 @@ def sequence_lengths(batch: DataProto, layout: str) -> list[int]:
 def balance(batch: DataProto, world_size: int, token_budget: int, layout: str) -> list[RankShare]:
     """Cut a batch into equally many micro-batches a rank, balanced by tokens, each within `token_budget` where possible.
 
-    What a micro-batch costs is its rows, padded to the longest of them. Ranks compute in lockstep (every forward gathers parameters), so none may be left without a micro-batch: a batch with
-    fewer groups than ranks repeats one with an all-zero loss mask.
+    What a micro-batch costs is its rows, padded to the longest of them. Ranks compute in lockstep (every forward gathers
+    parameters), so none may be left without a micro-batch: a batch with fewer groups than ranks repeats one with an all-zero
+    loss mask.
     """
     totals = BatchTotals.of(batch, world_size)
     padded = batch if len(batch) >= world_size else _with_silent_copies(batch, world_size)

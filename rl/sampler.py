@@ -32,7 +32,7 @@ from vllm.platforms import current_platform
 from data.sample import Sample
 from rl.prompting import PromptEncoder
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
-from rl.sampler_config import SamplerConfig
+from rl.sampler_config import LORA_RANKS, SamplerConfig
 from rl.sampler_weights import Loaded
 from rl.sync.seats import Seat
 from rl.weights import Checksummed
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 # vLLM raises a smaller non-zero temperature to this one without saying so.
 MIN_TEMPERATURE = 0.01
-# vLLM reserves room for adapters in these sizes only.
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Prompt tokens a step on CPU; as many as vLLM's own default there.
 CPU_BATCHED_TOKENS = 4096
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 Device = Literal["cpu", "gpu"]
+# vLLM reserves room for adapters in these sizes only.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from rl.config import Recipe
+from rl.plan.gpus import Gpu
 from rl.plan.learner_memory import RUNTIME, host_shard, learner_items, reference_items, reference_shard, whole_shard
 from rl.plan.memory_records import HostMemory as HostMemory
 from rl.plan.memory_records import KvCache as KvCache
@@ -27,9 +28,7 @@ from rl.plan.workload import Workload
 PROCESS, PROCESS_WITHOUT_CUDA = 3 << 29, 1 << 30
 
 
-def role_memories(
-    recipe: Recipe, shape: ModelShape, workload: Workload, stage: str, device_bytes: int
-) -> tuple[RoleMemory, ...]:
+def role_memories(recipe: Recipe, shape: ModelShape, workload: Workload, stage: str, gpu: Gpu) -> tuple[RoleMemory, ...]:
     """Every role's GPU in `stage`, at the moment when it holds most."""
     roles = [
         RoleMemory("learner", recipe.learner.ranks, 1, learner_items(recipe, shape, workload, stage)),
@@ -37,7 +36,7 @@ def role_memories(
             "rollout",
             recipe.rollout.actors,
             recipe.rollout.tensor_parallel,
-            rollout_items(recipe, shape, workload, device_bytes),
+            rollout_items(recipe, shape, workload, gpu),
         ),
     ]
     if has_reference(recipe, stage):

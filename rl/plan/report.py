@@ -13,7 +13,7 @@ from rl.plan.advice import Advice
 from rl.plan.config import PlanConfig
 from rl.plan.hardware import Hardware
 from rl.plan.memory import MemoryItem, RoleMemory
-from rl.plan.plan import TIGHT, Plan, StagePlan, gib
+from rl.plan.plan import TIGHT, Plan, StagePlan, gib, usable
 
 WIDTH = 100
 GIB = 1 << 30
@@ -30,9 +30,9 @@ def to_text(plan: Plan, config: PlanConfig, advice: Advice | None, explain: bool
     return "\n".join(lines)
 
 
-def verdict(total: int, capacity: int) -> str:
+def verdict(role: str, total: int, capacity: int) -> str:
     """`tight` is within the arithmetic's own error."""
-    return "NO" if total > capacity else "tight" if total > TIGHT * capacity else "ok"
+    return "NO" if total > usable(role, capacity) else "tight" if total > TIGHT * capacity else "ok"
 
 
 def _heading(plan: Plan) -> Iterator[str]:
@@ -65,7 +65,7 @@ def _memory(plan: Plan, stage: StagePlan, explain: bool) -> Iterator[str]:
     rows += [["total", *(_cell(role.total) for role in stage.roles)]]
     rows += [["capacity", *(_cell(capacity) for _ in stage.roles)]]
     rows += [["headroom", *(_cell(capacity - role.total) for role in stage.roles)]]
-    rows += [["fits", *(verdict(role.total, capacity) for role in stage.roles)]]
+    rows += [["fits", *(verdict(role.role, role.total, capacity) for role in stage.roles)]]
     yield f"{stage.stage}: memory"
     yield from _table(rows)
     if explain:
@@ -151,7 +151,7 @@ def advice_lines(advice: Advice | None) -> Iterator[str]:
         for stage in advice.plan.stages:
             for role in stage.roles:
                 fullest[role.role] = max(role.total, fullest.get(role.role, 0))
-        each = ", ".join(f"{role} {gib(total)} ({verdict(total, capacity)})" for role, total in fullest.items())
+        each = ", ".join(f"{role} {gib(total)} ({verdict(role, total, capacity)})" for role, total in fullest.items())
         steps = ", ".join(f"{stage.stage} {stage.step_seconds:.1f} s a step" for stage in advice.plan.stages)
         yield from _wrapped(f"{machines(advice.plan.hardware)}: {each} of {gib(capacity)}; {steps}", "  ", "  ")
 
@@ -233,7 +233,7 @@ def _stage_record(plan: Plan, stage: StagePlan) -> dict[str, Any]:
         "samples_per_s": stage.answers / stage.step_seconds,
         "tokens_per_s": stage.answer_tokens / stage.step_seconds,
         "roles": [
-            asdict(role) | {"total": role.total, "capacity": capacity, "fits": verdict(role.total, capacity)}
+            asdict(role) | {"total": role.total, "capacity": capacity, "fits": verdict(role.role, role.total, capacity)}
             for role in stage.roles
         ],
         "phases": [asdict(phase) for phase in stage.phases],

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from rl.config import Recipe, load_recipe
+from rl.plan.gpus import find_gpu
 from rl.plan.learner_memory import forwards, learner_items, reference_items
 from rl.plan.memory import host_memory, kv_cache, role_memories
 from rl.plan.memory_records import MemoryItem
-from rl.plan.rollout_memory import weight_bytes
+from rl.plan.rollout_memory import rollout_items, weight_bytes
 from rl.plan.shapes import shape_of
 from rl.plan.workload import Workload
 from tests.rl.plan.activation_case import Case
 from tests.rl.plan.learner_total import measured_total, planned_items
 
 GIB = 1 << 30
+A100 = find_gpu("A100-80G")
 WORKLOAD = Workload(900, 2048, 2, 3000, 6000, 250, 2048, ())
 # Parts of equal weight: shards, gathered parameters and activations.
 TOTAL = Case(layers=3, hidden=256, heads=4, intermediate=768, vocab=3000, text=150, answer=30)
@@ -111,18 +113,26 @@ def test_kv_cache_by_hand() -> None:
     """Qwen2.5-VL-7B: 2 · 28 layers · 4 heads · 128 · 2 bytes a token; two ranks halve the heads, eight leave one each."""
     for parallel, heads in ((1, 4), (2, 2), (8, 1)):
         seven = recipe(f"rollout.tensor_parallel={parallel}")
-        cache = kv_cache(seven, shape_of(seven.model), WORKLOAD, 80 * GIB)
+        cache = kv_cache(seven, shape_of(seven.model), WORKLOAD, A100)
         assert cache.bytes_per_token == 2 * 28 * heads * 128 * 2
     fixed = recipe("rollout.kv_cache_mib=1024")
-    cache = kv_cache(fixed, shape_of(fixed.model), WORKLOAD, 80 * GIB)
+    cache = kv_cache(fixed, shape_of(fixed.model), WORKLOAD, A100)
     assert (cache.bytes, cache.sequences, cache.longest) == (GIB, 18_724 // 1150, 18_724 // 4096)
 
 
 def test_a_model_too_large_for_its_gpus_has_no_kv_cache() -> None:
     big = recipe("rollout.tensor_parallel=1", name="focus/qwen2_vl_72b")
-    cache = kv_cache(big, shape_of(big.model), WORKLOAD, 80 * GIB)
+    cache = kv_cache(big, shape_of(big.model), WORKLOAD, A100)
     assert cache.bytes < 0
     assert cache.longest == 0
+
+
+def test_an_a100_profiles_half_the_tokens_of_other_large_gpus() -> None:
+    """8,192 tokens × 2 bytes × 3 × (3,584 + 18,944) more in the decoder's block, at least."""
+    seven = recipe()
+    shape = shape_of(seven.model)
+    a100, h100 = (item(rollout_items(seven, shape, WORKLOAD, find_gpu(n)), "activations") for n in ("A100-80G", "H100"))
+    assert h100 - a100 >= 8192 * 2 * 3 * (3584 + 18944)
 
 
 def test_rollout_weights_are_cut_over_tensor_parallel_ranks() -> None:
@@ -135,7 +145,7 @@ def test_rollout_weights_are_cut_over_tensor_parallel_ranks() -> None:
 def test_every_stage_has_its_roles() -> None:
     focus = recipe(name="focus/qwen2_vl_7b")
     shape = shape_of(focus.model)
-    roles = {stage: role_memories(focus, shape, WORKLOAD, stage, 80 * GIB) for stage in focus.stages}
+    roles = {stage: role_memories(focus, shape, WORKLOAD, stage, A100) for stage in focus.stages}
     assert [role.role for role in roles["sft"]] == ["learner", "rollout"]
     assert [(role.role, role.actors) for role in roles["grpo"]] == [("learner", 4), ("reference", 2), ("rollout", 2)]
 
@@ -144,8 +154,8 @@ def test_colocated_roles_are_one_whose_gpu_the_fullest_decides() -> None:
     apart = recipe("rollout.actors=4", "reference.ranks=4")
     together = recipe("rollout.actors=4", "reference.ranks=4", "cluster.placement=colocated")
     shape = shape_of(apart.model)
-    (one,) = role_memories(together, shape, WORKLOAD, "grpo", 80 * GIB)
-    alone = role_memories(apart, shape, WORKLOAD, "grpo", 80 * GIB)
+    (one,) = role_memories(together, shape, WORKLOAD, "grpo", A100)
+    alone = role_memories(apart, shape, WORKLOAD, "grpo", A100)
     assert (one.role, one.actors, one.gpus_per_actor) == ("learner+reference+rollout", 4, 1)
     assert max(role.total for role in alone) < one.total < max(role.total for role in alone) + 4 * GIB
 
@@ -154,5 +164,5 @@ def test_recipes_that_ship_fit_the_80_gb_they_name() -> None:
     for name in ("locus/qwen2_5_vl_7b", "locus/mimo_vl_7b", "locus/qwen3_vl_4b_thinking", "focus/qwen2_vl_7b"):
         shipped = recipe(name=name)
         for stage in shipped.stages:
-            for role in role_memories(shipped, shape_of(shipped.model), WORKLOAD, stage, 80 * GIB):
+            for role in role_memories(shipped, shape_of(shipped.model), WORKLOAD, stage, A100):
                 assert role.total < 80 * GIB, (name, role.role)

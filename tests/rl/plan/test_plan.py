@@ -9,9 +9,10 @@ import pytest
 
 from rl.config import load_recipe
 from rl.plan import plan as plan_module
+from rl.plan.gpus import find_gpu
 from rl.plan.memory import role_memories
 from rl.plan.packing import places
-from rl.plan.plan import Plan, make_plan
+from rl.plan.plan import Plan, make_plan, usable
 from rl.plan.shapes import shape_of
 from rl.plan.workload import Workload
 from tests.rl.plan.plan_case import workload
@@ -51,7 +52,7 @@ def test_memory_is_the_other_halfs() -> None:
     plan = planned(LOCUS)
     recipe = load_recipe(LOCUS)
     assert plan.hardware is not None
-    held = role_memories(recipe, shape_of(recipe.model), CUE, "grpo", plan.hardware.gpu.memory_bytes)
+    held = role_memories(recipe, shape_of(recipe.model), CUE, "grpo", plan.hardware.gpu)
     assert plan.stages[0].roles == held
 
 
@@ -82,7 +83,7 @@ def test_a_sampler_of_more_gpus_than_a_node_has() -> None:
 def test_a_sampler_is_not_cut_over_nodes() -> None:
     """Two samplers of four and five learner ranks are 13 GPUs: not on two nodes of six, on two of eight without a cut."""
     recipe = load_recipe(LOCUS, ["rollout.tensor_parallel=4", "learner.ranks=5", "algorithm.kl_coefficient=0"])
-    roles = role_memories(recipe, shape_of(recipe.model), CUE, "grpo", 80 << 30)
+    roles = role_memories(recipe, shape_of(recipe.model), CUE, "grpo", find_gpu("A100-80G"))
     cut = places(roles, nodes=2, gpus_per_node=6)
     assert cut.missing is not None
     whole = places(roles, nodes=2, gpus_per_node=8)
@@ -96,6 +97,11 @@ def test_colocated_roles_share_their_gpus() -> None:
     (role,) = plan.stages[0].roles
     assert set(role.role.split("+")) == {"learner", "reference", "rollout"}
     assert plan.gpus_used == 8
+
+
+def test_a_learner_may_not_take_all_that_a_gpu_reports() -> None:
+    assert usable("learner", 100 << 30) == usable("learner+rollout", 100 << 30) == 97 << 30
+    assert usable("rollout", 100 << 30) == 100 << 30
 
 
 def test_a_cache_too_small_for_one_sequence() -> None:
