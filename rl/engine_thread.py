@@ -43,7 +43,6 @@ class EngineThread:
         self._engine: Stepped | None = None
         self._error: Exception | None = None
         self._busy_seconds = 0.0
-        self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -56,14 +55,13 @@ class EngineThread:
         with self._changed:
             if self._error is not None:
                 raise self._error
-            assert not self._closed, "the engine's thread has ended"
             self._calls.append(future)
-            self._asked.append(lambda: _fulfil(future, lambda: function(*args, **kwargs)))
+            self._asked.append(lambda: _fulfil(future, lambda: self._timed(lambda: function(*args, **kwargs))))
             self._changed.notify_all()
         return future.result()
 
     def post(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """`function(…)` in the thread, in its turn; does not wait. What it raises ends the thread, and `collect` raises it."""
+        """`function(…)` in the thread; does not wait. What it raises ends the thread, and `collect` raises it."""
         with self._changed:
             self._posted.append(lambda: function(*args, **kwargs))
             self._changed.notify_all()
@@ -75,7 +73,7 @@ class EngineThread:
     def collect(self) -> list[SampledGroup]:
         """The groups that ended since the last call; waits for one. Raises what a step raised."""
         with self._changed:
-            self._changed.wait_for(lambda: self._finished or self._error is not None or self._closed)
+            self._changed.wait_for(lambda: self._finished or self._error is not None)
             if self._error is not None:
                 raise self._error
             finished, self._finished = self._finished, []
@@ -86,24 +84,16 @@ class EngineThread:
         """Seconds spent on steps and calls."""
         return self._busy_seconds
 
-    def close(self) -> None:
-        """Let the step under way end, and no other begin."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
-
     def _run(self) -> None:
         try:
-            while not self._closed:
+            while True:  # as long as its actor's process, or until a step fails
                 asked = self._next()
                 began = time.perf_counter()
                 for function in asked:
                     function()
                 while self._posted and time.perf_counter() - began < POSTED_S:
-                    self._posted.popleft()()
+                    self._timed(self._posted.popleft())
                 self._step()
-                self._busy_seconds += time.perf_counter() - began
         except Exception as error:  # whoever waits for groups or asks for something is told
             with self._changed:
                 self._error = error
@@ -112,22 +102,30 @@ class EngineThread:
                         future.set_exception(error)
                 self._changed.notify_all()
 
+    def _timed(self, function: Callable[[], T]) -> T:
+        """`function()`, whose seconds count before anyone hears of its result."""
+        began = time.perf_counter()
+        try:
+            return function()
+        finally:
+            self._busy_seconds += time.perf_counter() - began
+
     def _works(self) -> bool:
         return self._engine is not None and self._engine.busy
 
     def _next(self) -> list[Callable[[], object]]:
         """What was asked meanwhile; waits until something is, or there is a step to do."""
         with self._changed:
-            self._changed.wait_for(lambda: self._asked or self._posted or self._closed or self._works())
+            self._changed.wait_for(lambda: self._asked or self._posted or self._works())
             asked = list(self._asked)
             self._asked.clear()
             self._calls = [future for future in self._calls if not future.done()]
             return asked
 
     def _step(self) -> None:
-        if self._engine is None or not self._engine.busy or self._closed:
+        if self._engine is None or not self._engine.busy:
             return
-        finished = self._engine.advance()
+        finished = self._timed(self._engine.advance)
         if finished:
             with self._changed:
                 self._finished += finished

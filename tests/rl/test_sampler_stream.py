@@ -205,12 +205,26 @@ def test_a_thread_loads_while_groups_are_under_way(
         while len(groups) < 12:
             groups += thread.collect()
     finally:
-        thread.close()
+        end(thread)
     assert thread.busy_seconds > 0
     models = {0: base, 1: moved}
     for group in groups:
         for rollout in rollouts_of([group.answers]):
             assert mismatch_by_version(models, sampler, tiny_samples[group.ticket % 4], rollout) <= BOUND
+
+
+class EndedError(Exception):
+    """What ends a thread of a test."""
+
+
+def end(thread: EngineThread) -> None:
+    """Wait until nothing of it touches the module's engine any more."""
+
+    def stop() -> None:
+        raise EndedError
+
+    thread.post(stop)
+    thread._thread.join()
 
 
 class LocalStream(LocalRollouts):
@@ -259,7 +273,7 @@ def test_the_loop_learns_from_a_stream_and_agrees_with_its_sampler_where_they_sh
             hand_over(trained, stream, 0)
             reports = [loop.step(step).metrics for step in range(3)]
         finally:
-            stream.thread.close()
+            end(stream.thread)
             loop.shutdown()
             learner.close()
     assert sampler.version == 3 and not sampler.busy
