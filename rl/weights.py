@@ -4,7 +4,8 @@
                               │ digest                                            │ digest
                               └───────────── equal, or the sync failed ───────────┘
 
-Both digests are taken over the very tensors that pass, so neither side has to hold the model twice.
+Both digests are taken over the very tensors that pass, so neither side has to hold the model twice. They are computed on
+the host: from a GPU, every tensor is copied there once on either side, whatever the transport.
 """
 
 from __future__ import annotations
@@ -79,12 +80,6 @@ def checksum(tensors: NamedTensors) -> str:
 def added(checksums: Iterable[str]) -> str:
     """The checksum of several streams, as if they had been one."""
     return f"{sum(int(checksum, 16) for checksum in checksums) % (1 << 128):032x}"
-
-
-def as_dtype(tensors: NamedTensors, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Floating tensors cast to `dtype` (an fp32 master sent as bf16: half the bytes); others as they are."""
-    for name, tensor in tensors:
-        yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def published_names(tensors: NamedTensors, model_type: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -27,16 +27,14 @@ from torch import Tensor, nn
 from rl.config import LearnerConfig, ModelConfig, OptimizerConfig
 from rl.engines.base import Rendezvous
 from rl.engines.deepspeed_config import enter, leave, zero_config
-from rl.engines.process_group import blocks, join
+from rl.engines.process_group import DTYPES, Reductions, blocks, free_cache, join
 from rl.engines.shards import Shard, ShardReader, write_shards
 from rl.engines.zero_pieces import MOMENTS, Piece, Zero, Zero2, Zero3
 from rl.policy import Policy, build_model
 from rl.quantization import full_precision
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-
-class ZeroEngine:
+class ZeroEngine(Reductions):
     """See `rl.engines.base.Engine`. Without an `optimizer` config the policy is frozen (a reference)."""
 
     def __init__(
@@ -185,17 +183,6 @@ class ZeroEngine:
                 tensor.copy_(reader.read(kind, piece.extent))
         self._zero.refresh()
 
-    def total(self, values: Tensor) -> Tensor:
-        return self._reduce(values, dist.ReduceOp.SUM)
-
-    def largest(self, values: Tensor) -> Tensor:
-        return self._reduce(values, dist.ReduceOp.MAX)
-
-    def _reduce(self, values: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
-        reduced = values.detach().cpu().clone()
-        dist.all_reduce(reduced, op=op)
-        return reduced
-
     def trained_pieces(self) -> list[Tensor]:
         return [piece.values for piece in self._zero.pieces() if piece.flat is not None]
 
@@ -204,8 +191,7 @@ class ZeroEngine:
 
     def offload(self) -> None:
         self._zero.offload()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cache()
 
     def onload(self) -> None:
         self._zero.onload()

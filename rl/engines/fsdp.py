@@ -30,11 +30,10 @@ from torch.distributed.tensor import DTensor
 
 from rl.config import LearnerConfig, ModelConfig, OptimizerConfig
 from rl.engines.base import Rendezvous
-from rl.engines.process_group import blocks, join
+from rl.engines.process_group import DTYPES, Reductions, blocks, free_cache, join
 from rl.policy import Policy, build_model
 from rl.quantization import full_precision
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HOST = torch.device("cpu")
 
 
@@ -64,7 +63,7 @@ def _read(state: dict[str, Any], directory: Path) -> None:
         ) from None
 
 
-class FsdpEngine:
+class FsdpEngine(Reductions):
     """See `rl.engines.base.Engine`. Without an `optimizer` config the policy is frozen (a reference)."""
 
     def __init__(
@@ -221,9 +220,7 @@ class FsdpEngine:
 
     def offload(self) -> None:
         self._move(HOST)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()  # before anybody reads, or uses the memory that was left
-            torch.cuda.empty_cache()
+        free_cache()
 
     def onload(self) -> None:
         self._move(self.home)
@@ -237,17 +234,6 @@ class FsdpEngine:
             for name, value in state.items():
                 if value.dim():  # the step count stays where AdamW reads it, on the host
                     state[name] = value.to(device, non_blocking=True)
-
-    def total(self, values: Tensor) -> Tensor:
-        return self._reduce(values, dist.ReduceOp.SUM)
-
-    def largest(self, values: Tensor) -> Tensor:
-        return self._reduce(values, dist.ReduceOp.MAX)
-
-    def _reduce(self, values: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
-        reduced = values.detach().cpu().clone()
-        dist.all_reduce(reduced, op=op)
-        return reduced
 
     def close(self) -> None:
         if self._owns_group:

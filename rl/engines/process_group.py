@@ -1,4 +1,4 @@
-"""What every engine starts from: its process group, its device, and the blocks of a model."""
+"""What every engine has in common: its process group, its device, sums over ranks, and the blocks of a model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from rl.engines.base import Rendezvous
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def join(where: Rendezvous) -> tuple[torch.device, bool]:
@@ -41,6 +43,30 @@ def join(where: Rendezvous) -> tuple[torch.device, bool]:
             world_size=where.world_size,
         )
     return device, True
+
+
+class Reductions:
+    """`total` and `largest` of `rl.engines.base.Engine`, on the host."""
+
+    def total(self, values: Tensor) -> Tensor:
+        return _reduce(values, dist.ReduceOp.SUM)
+
+    def largest(self, values: Tensor) -> Tensor:
+        return _reduce(values, dist.ReduceOp.MAX)
+
+
+def _reduce(values: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+    reduced = values.detach().cpu().clone()
+    dist.all_reduce(reduced, op=op)
+    return reduced
+
+
+def free_cache() -> None:
+    """Give the memory that nobody holds any more back to the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # before anybody reads, or uses the memory that was left
+        torch.cuda.ipc_collect()  # slots that were sent over cuda_ipc, and that their receivers have let go of
+        torch.cuda.empty_cache()
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:

@@ -39,8 +39,3 @@ class Buffers:
         """Tell the allocator that the thread that calls reads the buffer, which another has filled."""
         if self._device.type == "cuda":
             buffer.record_stream(torch.cuda.current_stream(self._device))
-
-    @property
-    def nbytes(self) -> int:
-        """Host memory held."""
-        return sum(array.nbytes for array in self._arrays)

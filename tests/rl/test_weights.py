@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from rl.weights import Checksummed, added, as_dtype, checksum, merge_adapter, published_names
+from rl.weights import Checksummed, added, checksum, merge_adapter, published_names
 
 
 def named(dtype: torch.dtype = torch.float32) -> list[tuple[str, Tensor]]:
@@ -63,12 +63,6 @@ def test_checksummed_covers_what_was_consumed_and_passes_it_on() -> None:
 def test_the_checksums_of_two_streams_add_up_to_that_of_both() -> None:
     tensors = named()
     assert added([checksum(tensors[:2]), checksum(tensors[2:])]) == checksum(tensors)
-
-
-def test_as_dtype_casts_floats_only() -> None:
-    cast = dict(as_dtype([("weight", torch.ones(2)), ("count", torch.ones(2, dtype=torch.int64))], torch.bfloat16))
-    assert cast["weight"].dtype == torch.bfloat16
-    assert cast["count"].dtype == torch.int64
 
 
 def test_merged_weights_equal_pefts_own_merge(tiny_model_dir: Path) -> None:
