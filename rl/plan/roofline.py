@@ -17,6 +17,7 @@ Bound = Literal["compute", "HBM", "link", "NIC", "PCIe", "host", "disk", "latenc
 # Assumptions that no data sheet has; the report lists them.
 HOST_BYTES_PER_S = 100e9  # a node's memory under an optimizer step on CPU
 COPY_BYTES_PER_S = 5e9  # one thread into shared memory
+HASH_BYTES_PER_S = 30e9  # XXH3 on one core
 TCP_BYTES_PER_S = 2.5e9  # one stream between two nodes
 COLLECTIVE_S = 15e-6  # start of one collective, or of one all-reduce of a token step
 TOKEN_STEP_S = 3e-3  # a sampler's scheduling and sampling, per token step

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from rl.plan.rollout_memory import weight_bytes
-from rl.plan.roofline import COPY_BYTES_PER_S, TCP_BYTES_PER_S, Cost, Phase, longest, phase
+from rl.plan.roofline import COPY_BYTES_PER_S, HASH_BYTES_PER_S, TCP_BYTES_PER_S, Cost, Phase, longest, phase
 from rl.plan.sharding import FLOAT
 from rl.plan.situation import Situation
 
@@ -43,11 +43,24 @@ def _gloo(at: Situation, size: float) -> tuple[Cost, str]:
 
 def _nccl(at: Situation, size: float) -> tuple[Cost, str]:
     together = at.machine.hardware.nodes == 1
-    return at.machine.broadcast(size, 1 if together else 2), "broadcast by NCCL"
+    return _checksummed(at, size, at.machine.broadcast(size, 1 if together else 2), "broadcast by NCCL")
 
 
 def _ipc(at: Situation, size: float) -> tuple[Cost, str]:
-    return at.machine.memory(2 * size), "copied on the GPU"
+    return _checksummed(at, size, at.machine.memory(2 * size), "copied on the GPU")
+
+
+def _checksummed(at: Situation, size: float, moved: Cost, words: str) -> tuple[Cost, str]:
+    """Either side copies what passes to its host, through pageable memory, and sums it up there; every worker does, at once.
+
+    The sides overlap in part, but pageable copies fall short of the link's speed: both sides are counted.
+    """
+    copied, hashed = at.machine.pcie(size), Cost(size / HASH_BYTES_PER_S, "host")
+    total = Cost(moved.seconds + 2 * (copied.seconds + hashed.seconds), longest(moved, copied, hashed).bound)
+    return total, (
+        f"{words} in {moved.seconds:.2g} s; checksums on two sides, each {copied.seconds:.2g} s down PCIe + "
+        f"{hashed.seconds:.2g} s hashed"
+    )
 
 
 def _auto(at: Situation, size: float) -> tuple[Cost, str]:
