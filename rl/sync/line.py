@@ -1,7 +1,8 @@
 """The control line of a sender and one of its receivers: small pickled messages over TCP.
 
 Its other purpose is bad news: a process that dies closes its end, so whoever waits for it hears of it at once, whatever
-the medium that carries the bytes would do. What is alive and silent is given up after `timeout_s`.
+the medium that carries the bytes would do. What is alive and silent is given up after `timeout_s`, and so is whoever dies
+while the medium itself is joined: there both sides wait for each other without looking at the line.
 """
 
 from __future__ import annotations
