@@ -1,4 +1,4 @@
-"""Which GPU is this process's own, among those that it sees."""
+"""Which GPUs are this process's own, among those that it sees."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def own_device() -> int:
     if not own:
         return 0
     return visible.split(",").index(own[0]) if visible else int(own[0])
+
+
+def see_own_devices_alone() -> None:
+    """Hide all GPUs but those that Ray gave this actor from libraries that take the first they see; before CUDA starts.
+
+    Changes nothing but where Ray leaves that variable alone; see `own_device`. A slot on shared GPUs has none of Ray's.
+    """
+    if own := ray.get_runtime_context().get_accelerator_ids()["GPU"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)

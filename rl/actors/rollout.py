@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import ray
 
+from cluster.devices import see_own_devices_alone
 from cluster.group import ActorGroup
 from cluster.placement import Slot
 from data.sample import Sample
@@ -25,6 +26,7 @@ class RolloutActor:
     """One vLLM engine. Its constructor is empty so that all actors import and load at the same time, in `build`."""
 
     def build(self, config: SamplerConfig) -> None:
+        see_own_devices_alone()
         from rl.sampler import VllmSampler
 
         self.sampler = VllmSampler(config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from cluster.devices import see_own_devices_alone
 from cluster.placement import Slot
 from rl.actors.rollout import RolloutActor, RolloutGroup
 from rl.actors.samples import SampleShipper, fetch
@@ -25,6 +26,7 @@ class StreamingRolloutActor(RolloutActor):
     """A RolloutActor whose engine steps by itself. Its methods run side by side; the engine does one thing at a time."""
 
     def build(self, config: SamplerConfig) -> None:
+        see_own_devices_alone()
         from rl.engine_thread import EngineThread
         from rl.sampler_stream import StreamingSampler
 
