@@ -135,7 +135,7 @@ def _training(
     """Moments of a micro-batch's forward and backward, after the first of an update."""
     found = activations(shape, forward, recipe.learner.activation_checkpointing)
     extra = _attention_loss(recipe.sft.attention_loss, shape, forward) if stage == "sft" else 0
-    whole, scored = sharding.whole(shape), sharding.scored(shape)
+    whole, gradients = sharding.whole(shape), sharding.gradients(shape)
     moments = []
     kinds = (("language", found.language, found.a_block), ("vision", found.vision, found.a_tower_block))
     for kind, needed, a_block in kinds:
@@ -145,10 +145,10 @@ def _training(
             True,
         ):  # the last block of all; the one before it, when that one's gradients are on their way
             at_block = sharding.at_block(block, trains=block.numel_trainable > 0, reducing=reducing)
-            gathered = _gathered_item(recipe, whole + scored + at_block)
+            gathered = _gathered_item(recipe, whole + gradients + at_block)
             left = needed + extra - reducing * a_block
             moments.append((gathered, *_activation_items(found, left, 0, forward, recipe)))
-    at_scoring = whole + 2 * scored
+    at_scoring = whole + sharding.gradients(shape, adding=True)
     moments.append(
         (
             _gathered_item(recipe, at_scoring),

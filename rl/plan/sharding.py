@@ -24,8 +24,9 @@ FLOAT = 4
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
 # bitsandbytes: 4 bits a weight, and with double quantisation 8 bits a block of 64, a float32 a 256 of those.
 PACKED_BYTES = 0.5 + 1 / 64 + FLOAT / (64 * 256)
-# DeepSpeed's stage3_max_live_parameters, and the reduce bucket of rl/engines/deepspeed_config.py, in elements.
-ZERO3_LIVE = 1_000_000_000
+# DeepSpeed's stage3_max_live_parameters and stage3_prefetch_bucket_size, and the reduce bucket of
+# rl/engines/deepspeed_config.py, in elements.
+ZERO3_LIVE, ZERO3_PREFETCH = 1_000_000_000, 50_000_000
 ZERO_BUCKET = 100_000_000
 ZERO2_ALIGNMENT = 2  # a flat tensor is padded to this many elements a rank
 
@@ -53,14 +54,14 @@ class Sharding(Protocol):
     def whole(self, shape: ModelShape) -> int:
         """Gathered parameters that stay from the forward to the end of backward."""
 
-    def scored(self, shape: ModelShape) -> int:
-        """Gradients that the head's backward leaves whole until the end of backward."""
+    def gradients(self, shape: ModelShape, adding: bool = False) -> int:
+        """Gradients that are whole, or in a bucket, through backward; `adding`: the head gets those of another chunk."""
 
     def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
         """Gathered parameters and gradients while a block is computed; `reducing`: the block before it still is reduced."""
 
     def at_end(self, shape: ModelShape) -> int:
-        """The last reduction, when no activations are left."""
+        """The last reduction, when no activations are left, and nothing is gathered any more."""
 
 
 def fsdp_rows(rows: int, ranks: int, rank: int) -> int:
@@ -124,8 +125,8 @@ class Fsdp:
     def whole(self, shape: ModelShape) -> int:
         return self.compute * sum(block.count * self._padded(block, trained=False) for block in _root(shape))
 
-    def scored(self, shape: ModelShape) -> int:
-        return self.compute * head_numel(shape)
+    def gradients(self, shape: ModelShape, adding: bool = False) -> int:
+        return self.compute * head_numel(shape) * (1 + adding)
 
     def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
         """This block's parameters and the next one's on their way. A block holds most at its MLP, when one matrix has its
@@ -158,7 +159,7 @@ class Packed:
     def whole(self, shape: ModelShape) -> int:
         return 0
 
-    def scored(self, shape: ModelShape) -> int:
+    def gradients(self, shape: ModelShape, adding: bool = False) -> int:
         return 0
 
     def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
@@ -184,18 +185,19 @@ class Zero3:
         return Shard(self.compute * held, FLOAT * trained, 3 * FLOAT * trained)
 
     def whole(self, shape: ModelShape) -> int:
-        return self.compute * min(shape.numel, ZERO3_LIVE)
+        """Live parameters, and the flat buffer that the latest came in; alone, a rank has all of them in place."""
+        blocks = sum(block.numel * block.count for block in shape.blocks if block.sharded_alone)
+        gathered = min(shape.numel, ZERO3_LIVE) + min(blocks, ZERO3_PREFETCH)
+        return self.compute * gathered * (self.ranks > 1)
 
-    def scored(self, shape: ModelShape) -> int:
-        return 0
+    def gradients(self, shape: ModelShape, adding: bool = False) -> int:
+        return _buckets(shape, at_end=False)
 
     def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
-        """Its parameters even where the live ones are many, and a bucket of gradients with its float32 copy."""
-        return self.compute * block.numel + trains * (self.compute + FLOAT) * max(ZERO_BUCKET, block.numel_trainable)
+        return 0
 
     def at_end(self, shape: ModelShape) -> int:
-        largest = max(block.numel_trainable for block in shape.blocks)
-        return (self.compute + FLOAT) * largest
+        return _buckets(shape, at_end=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,15 +215,20 @@ class Zero2:
     def whole(self, shape: ModelShape) -> int:
         return 0
 
-    def scored(self, shape: ModelShape) -> int:
-        return self.compute * head_numel(shape)
+    def gradients(self, shape: ModelShape, adding: bool = False) -> int:
+        return _buckets(shape, at_end=False)
 
     def at_block(self, block: ParameterBlock, trains: bool, reducing: bool = False) -> int:
-        return trains * (self.compute + FLOAT) * max(ZERO_BUCKET, block.numel_trainable)
+        return 0
 
     def at_end(self, shape: ModelShape) -> int:
-        largest = max(block.numel_trainable for block in shape.blocks)
-        return (self.compute + FLOAT) * largest
+        return _buckets(shape, at_end=True)
+
+
+def _buckets(shape: ModelShape, at_end: bool) -> int:
+    """The bucket that fills with gradients, in float32, and a copy on its way to the owners; a small model makes it last."""
+    size = min(ZERO_BUCKET, shape.numel_trainable)
+    return FLOAT * size * (1 + (at_end or shape.numel_trainable > ZERO_BUCKET))
 
 
 DEEPSPEED: dict[int, type[Zero2] | type[Zero3]] = {2: Zero2, 3: Zero3}

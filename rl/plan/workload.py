@@ -104,7 +104,7 @@ def workload_of(recipe: Recipe, shape: ModelShape) -> Workload:
 
 
 def _samples(folder: str) -> list[Sample]:
-    """Runs of rows from all over the training split, because what is read is whole row groups; none where it is not built."""
+    """Runs of rows from all over the training split, since row groups are read whole; none where it is not built."""
     if not any(Path(folder).glob("train-*.parquet")):
         return []
     from data.store import SampleStore

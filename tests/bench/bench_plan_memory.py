@@ -33,13 +33,19 @@ DECODERS = (
     ("Qwen/Qwen2-VL-72B-Instruct", 1, 8192, 80),
 )
 WHOLE = Case(layers=4, hidden=512, heads=8, intermediate=2048, vocab=4000, text=300)
+# Ranks, and DeepSpeed's stage; 0: FSDP2.
 WHOLES = (
-    (WHOLE, 1),
-    (WHOLE, 8),
-    (replace(WHOLE, dtype=torch.bfloat16), 8),
-    (replace(WHOLE, lora=8), 8),
-    (replace(WHOLE, checkpointed=False), 8),
-    (replace(WHOLE, prompts=3, layout="plain"), 4),
+    (WHOLE, 1, 0),
+    (WHOLE, 8, 0),
+    (replace(WHOLE, dtype=torch.bfloat16), 8, 0),
+    (replace(WHOLE, lora=8), 8, 0),
+    (replace(WHOLE, checkpointed=False), 8, 0),
+    (replace(WHOLE, prompts=3, layout="plain"), 4, 0),
+    (WHOLE, 1, 2),
+    (WHOLE, 8, 2),
+    (WHOLE, 8, 3),
+    (replace(WHOLE, dtype=torch.bfloat16), 8, 3),
+    (replace(WHOLE, lora=8), 8, 3),
 )
 
 
@@ -71,11 +77,12 @@ def rows(folder: Path) -> Iterator[Row]:
         peak, predicted = fake_decoder_peak(model, row_count, length, layers)
         case = f"{model}, {layers} decoder blocks on fake tensors, {row_count} × {length}, checkpointed, bfloat16"
         yield Row("decoder", case, predicted, peak)
-    for number, (case, ranks) in enumerate(WHOLES):
+    for number, (case, ranks, stage) in enumerate(WHOLES):
         place = folder / f"learner-{number}"
-        peak = measured_total(case, ranks, place)
-        predicted = sum(item.bytes for item in planned_items(case, ranks, place))
-        yield Row("learner", f"{case}, rank 0 of {ranks}", predicted, peak)
+        peak = measured_total(case, ranks, place, stage)
+        predicted = sum(item.bytes for item in planned_items(case, ranks, place, stage))
+        engine = f"ZeRO-{stage}" if stage else "FSDP2"
+        yield Row("learner", f"{engine}, rank 0 of {ranks}: {case}", predicted, peak)
 
 
 def told(row: Row) -> Row:

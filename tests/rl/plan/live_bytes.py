@@ -31,8 +31,10 @@ class LiveBytes(TorchDispatchMode):
         self._resize = torch.UntypedStorage.resize_
 
     def see(self, tensor: Tensor) -> None:
-        """Count a tensor from now on."""
+        """Count a tensor from now on; one on `meta` has no bytes."""
         local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+        if local.is_meta:
+            return
         storage = local.untyped_storage()
         key = storage._cdata
         if key not in self._sizes:

@@ -44,6 +44,14 @@ def test_a_learner_holds_what_was_planned(case: Case, ranks: int, tmp_path: Path
     assert planned == pytest.approx(measured_total(case, ranks, tmp_path), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("case", "ranks", "stage"), [(TOTAL, 8, 2), (TOTAL, 8, 3), (replace(TOTAL, lora=8), 4, 3)], ids=("2", "3", "3 with LoRA")
+)
+def test_a_deepspeed_learner_holds_what_was_planned(case: Case, ranks: int, stage: int, tmp_path: Path) -> None:
+    planned = sum(each.bytes for each in planned_items(case, ranks, tmp_path, stage))
+    assert planned == pytest.approx(measured_total(case, ranks, tmp_path, stage), rel=0.10)
+
+
 def test_the_7b_learner_on_paper() -> None:
     """8.29 B float32 parameters, gradients and two moments over four ranks."""
     seven = recipe()
