@@ -134,6 +134,25 @@ def _tower(vision: Config, hidden: int, intermediate: int, mlp_tensors: int, win
     )
 
 
+def _siglip(vision: Config) -> VisionShape:
+    """LLaVA-OneVision's tower: learnt positions, no merging of patches."""
+    return VisionShape(
+        hidden=vision["hidden_size"],
+        layers=vision["num_hidden_layers"],
+        heads=vision["num_attention_heads"],
+        patch=vision["patch_size"],
+        merge=1,
+        intermediate=vision["intermediate_size"],
+        gated=False,
+        mlp_tensors=2,
+        rms_norm=False,
+        rotary=False,
+        patch_inputs=vision["num_channels"] * vision["patch_size"] ** 2,
+        window=0,
+        full_attention_layers=vision["num_hidden_layers"],
+    )
+
+
 def _vision_blocks(name: str, shape: VisionShape, parameters: tuple[ParameterShape, ...]) -> ParameterBlock:
     return ParameterBlock(name, "vision", parameters, count=shape.layers, sharded_alone=True)
 
@@ -231,25 +250,10 @@ def _qwen3_vl(config: Config, text: Config, vision: Config) -> Architecture:
 
 
 def _llava_onevision(config: Config, text: Config, vision: Config) -> Architecture:
-    hidden, intermediate, layers = vision["hidden_size"], vision["intermediate_size"], vision["num_hidden_layers"]
-    patch = vision["patch_size"]
+    hidden, intermediate, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
     if vision["vision_use_head"]:
         raise ValueError("the planner knows LLaVA-OneVision's image tower without a pooling head; set vision_use_head=false")
-    tower = VisionShape(
-        hidden=hidden,
-        layers=layers,
-        heads=vision["num_attention_heads"],
-        patch=patch,
-        merge=1,
-        intermediate=intermediate,
-        gated=False,
-        mlp_tensors=2,
-        rms_norm=False,
-        rotary=False,
-        patch_inputs=vision["num_channels"] * patch**2,
-        window=0,
-        full_attention_layers=layers,
-    )
+    tower = _siglip(vision)
     block = (
         *norm("layer_norm1", hidden, bias=True),
         *(part for name in "kvq" for part in linear(f"self_attn.{name}_proj", hidden, hidden, bias=True)),

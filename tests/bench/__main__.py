@@ -13,6 +13,7 @@ BENCHMARKS = (
     "bench_async",
     "bench_sequence_parallel",
     "bench_weight_sync",
+    "bench_plan_memory",
 )
 
 

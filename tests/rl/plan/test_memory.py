@@ -36,8 +36,12 @@ def item(items: tuple[MemoryItem, ...], name: str) -> int:
 
 @pytest.mark.parametrize(
     ("case", "ranks"),
-    [(TOTAL, 8), (replace(TOTAL, dtype=torch.bfloat16), 4), (replace(TOTAL, lora=8), 8), (TOTAL, 1)],
-    ids=("8 ranks", "bfloat16", "LoRA", "alone"),
+    [
+        pytest.param(replace(TOTAL, dtype=torch.bfloat16), 8, id="bfloat16"),
+        pytest.param(replace(TOTAL, lora=8), 8, id="LoRA"),
+        pytest.param(TOTAL, 8, id="float32", marks=pytest.mark.slow),
+        pytest.param(TOTAL, 1, id="alone", marks=pytest.mark.slow),
+    ],
 )
 def test_a_learner_holds_what_was_planned(case: Case, ranks: int, tmp_path: Path) -> None:
     planned = sum(each.bytes for each in planned_items(case, ranks, tmp_path))
@@ -45,7 +49,12 @@ def test_a_learner_holds_what_was_planned(case: Case, ranks: int, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("case", "ranks", "stage"), [(TOTAL, 8, 2), (TOTAL, 8, 3), (replace(TOTAL, lora=8), 4, 3)], ids=("2", "3", "3 with LoRA")
+    ("case", "ranks", "stage"),
+    [
+        pytest.param(TOTAL, 8, 3, id="3"),
+        pytest.param(TOTAL, 8, 2, id="2", marks=pytest.mark.slow),
+        pytest.param(replace(TOTAL, lora=8), 4, 3, id="3 with LoRA", marks=pytest.mark.slow),
+    ],
 )
 def test_a_deepspeed_learner_holds_what_was_planned(case: Case, ranks: int, stage: int, tmp_path: Path) -> None:
     planned = sum(each.bytes for each in planned_items(case, ranks, tmp_path, stage))

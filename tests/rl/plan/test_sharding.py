@@ -56,7 +56,7 @@ def fsdp_bytes(config: ModelConfig, ranks: int, rank: int) -> tuple[int, int, in
     return sum(sizes.values()), sum(size for each, size in sizes.items() if each.requires_grad), allocated
 
 
-@pytest.mark.parametrize(("ranks", "rank"), [(8, 0), (16, 7), (64, 63)])
+@pytest.mark.parametrize(("ranks", "rank"), [pytest.param(8, 0, marks=pytest.mark.slow), (16, 7), (64, 63)])
 def test_fsdp_shards_of_the_72b_are_exact(ranks: int, rank: int, tmp_path: Path) -> None:
     config = big_config(tmp_path)
     held, trained, allocated = fsdp_bytes(config, ranks, rank)
