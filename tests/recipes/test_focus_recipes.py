@@ -82,11 +82,12 @@ def test_an_ablation_changes_what_its_name_says(name: str, base: str, changed: d
     assert {key: value for key, value in found.items() if key not in ("name", "model.path")} == changed
 
 
-def test_a_node_of_eight_gpus_is_filled() -> None:
-    for name in ("qwen2_vl_7b", "qwen2_vl_72b", "llava_onevision_7b"):
-        recipe = load_recipe(FOCUS / f"{name}.yaml")
-        rollout = recipe.rollout.actors * recipe.rollout.tensor_parallel
-        assert rollout + recipe.learner.ranks + recipe.reference.ranks == 8
+@pytest.mark.parametrize("path", sorted(FOCUS.glob("*_7*b*.yaml")), ids=lambda path: path.stem)
+def test_every_gpu_of_the_named_nodes_is_used(path: Path) -> None:
+    recipe = load_recipe(path)
+    reference = recipe.reference.ranks if recipe.reference.placement == "actor" else 0
+    used = recipe.rollout.actors * recipe.rollout.tensor_parallel + recipe.learner.ranks + reference
+    assert used == recipe.plan.nodes * recipe.plan.gpus_per_node
 
 
 def test_the_sweep_is_the_papers_grid() -> None:
