@@ -55,9 +55,13 @@ def has_reference_actor(recipe: Recipe) -> bool:
     return needs_reference(recipe) and recipe.reference.placement == "actor"
 
 
-def cpu_threads(ranks: int) -> dict[str, str]:
-    """Learner and reference never compute at the same time, so the ranks of one role share out the cores between them."""
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // ranks)), "OMP_WAIT_POLICY": "PASSIVE"}
+def cpu_threads(ranks: int, beside: int = 0) -> dict[str, str]:
+    """The cores, shared out between the ranks of one role: learner and reference never compute at the same time.
+
+    `beside`: samplers that do, each on a core of its own.
+    """
+    cores = len(os.sched_getaffinity(0)) - beside
+    return {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class Crew:
         return StagePolicy(tenancy.learner(learner), reference, groups)
 
     def _group(self, role: str) -> LearnerGroup:
-        env = {} if self.gpus else cpu_threads(len(self.placement[role]))
+        beside = self.recipe.rollout.actors if self.recipe.grpo.max_staleness else 0
+        env = {} if self.gpus else cpu_threads(len(self.placement[role]), beside)
         slots, config = self.placement[role], self.recipe.learner
         if role == "reference":  # it keeps no activations, which are what ranks share a sequence for
             config = replace(config, sequence_parallel=1)

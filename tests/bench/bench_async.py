@@ -1,8 +1,9 @@
 """Sampling beside learning: the tiny LOCUS recipe, synchronous and with samplers one and two steps ahead, side by side.
 
-    python -m tests.bench.bench_async [--steps 60] [--bounds 0,1,2] [--json]
+    python -m tests.bench.bench_async [--steps 60] [--bounds 0,1,2] [--workers 1] [--json]
 
-The same steps, seed and prompts for every `grpo.max_staleness`. Times are medians and idle shares means over the steps
+The same steps, seed and prompts for every `grpo.max_staleness`. One sampler and one learner rank, so that on two cores each
+has its own, as GPUs would be theirs: roles that share all cores have nothing to overlap. Times are medians and idle shares means over the steps
 after the first quarter; IoU and picks-target are greedy, on the held-out scenes, before the first step and after the last.
 """
 
@@ -33,14 +34,16 @@ SUMS = {"stale_groups": "groups/stale", "carried_answers": "rollout/carried"}
 QUALITY = {"iou": "validation/greedy/mean_iou", "picks_target": "validation/greedy/picks_target"}
 
 
-def measure(bound: int, steps: int, samples: int, seed: int) -> dict[str, float]:
-    """One run with `grpo.max_staleness=bound`; what its metrics say."""
+def measure(bound: int, steps: int, samples: int, seed: int, workers: int) -> dict[str, float]:
+    """One run with `grpo.max_staleness=bound` and `workers` samplers and learner ranks; what its metrics say."""
     with tempfile.TemporaryDirectory() as runs:
         overrides = [
             f"grpo.steps={steps}",
             f"grpo.max_staleness={bound}",
             f"runs={runs}",
             f"seed={seed}",
+            f"rollout.actors={workers}",
+            f"learner.ranks={workers}",
             "validation.every=0",
             "validation.sampled=false",
             f"validation.samples={samples}",
@@ -99,10 +102,12 @@ def main() -> None:
     parser.add_argument("--bounds", default="0,1,2", help="values of grpo.max_staleness; the first one's speed is 1")
     parser.add_argument("--samples", type=int, default=384, help="held-out samples that are validated on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="samplers, and learner ranks")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     bounds = [int(bound) for bound in arguments.bounds.split(",")]
-    found = {bound: measure(bound, arguments.steps, arguments.samples, arguments.seed) for bound in bounds}
+    fixed = (arguments.steps, arguments.samples, arguments.seed, arguments.workers)
+    found = {bound: measure(bound, *fixed) for bound in bounds}
     if arguments.json:
         print(json.dumps(found))
         return
