@@ -55,7 +55,7 @@ def falls(before: Ratios, measured: Rows, tolerance: float = TOLERANCE) -> list[
     for name, ratios in before.items():
         if name not in measured:
             continue
-        excused = any(row.ratio is None for row in measured[name])
+        excused = any(row.value is None for row in measured[name])
         for row, ratio in ratios.items():
             current = now.get(name, {}).get(row)
             gone = current is None and not excused

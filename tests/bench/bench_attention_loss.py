@@ -31,7 +31,9 @@ from transformers import Qwen2VLTextConfig, Qwen2VLTextModel
 
 from rl.attention_hook import BoxRecord, install
 from rl.attention_loss import BoxTargets, box_loss
+from tests.bench.rows import Row
 
+NAME = "Attention loss"
 ROWS, BOXES, BOX_TOKENS = 1024, 4, 20
 HEADS, LAYERS_7B, CHOSEN_7B = 28, 28, 5
 MARGIN, BETA = 0.025, 0.25
@@ -165,6 +167,28 @@ def measure(layers: int, length: int, repeats: int, device: torch.device) -> lis
     if "whole maps" not in variants:
         rows.append({"layers": layers, "tokens": length, "variant": f"whole maps, {step.map_bytes() / 1e9:.0f} GB: not run"})
     return rows
+
+
+def rows(quick: bool) -> list[Row]:
+    """Row of `make bench`: a layer's time beside the layer's and the loss's."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    length, dtype = 2048, torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
+    step = Step.of(1, length, device, dtype)
+    taken = measure_cuda if device.type == "cuda" else measure_cpu
+    repeats = 1 if quick else 3
+    layer = statistics.median(taken(step.plain)[0] for _ in range(repeats))
+    alone = statistics.median(taken(step.alone)[0] for _ in range(3 * repeats))
+    return [
+        Row(
+            name=f"a 7B layer of {length} tokens with the loss",
+            value=layer + alone,
+            unit="s",
+            floor=f"the layer alone {layer:.3g} s",
+            ratio=layer / (layer + alone),
+            how=f"forward and backward, {'device' if device.type == 'cuda' else 'processor'} time",
+        )
+    ]
 
 
 def show(rows: list[dict[str, float | str]], threads: int) -> None:

@@ -21,7 +21,9 @@ from rl.config import load_recipe
 from rl.demo import RECIPES
 from rl.runlog import read_metrics
 from rl.train import run_recipe
+from tests.bench.rows import Row
 
+NAME = "A step"
 WORK = ("rollout", "update")
 
 
@@ -50,6 +52,23 @@ def other_share(phases: dict[str, float]) -> float:
     return 1.0 - sum(phases[name] for name in WORK) / phases["step"]
 
 
+def rows(quick: bool) -> list[Row]:
+    """Rows of `make bench`: what of a step is work, and its phases."""
+    steps = 24 if quick else 40
+    phases = measure(steps)
+    share, step = other_share(phases), phases["step"]
+    whole = Row(
+        name="share of a step that is sampling or learning",
+        value=1.0 - share,
+        unit="",
+        floor="all of it",
+        ratio=1.0 - share,
+        how=f"median of {steps - steps // 4} steps of recipes/locus/tiny.yaml, {step:.2f} s each; target 0.9",
+    )
+    others = sorted(((name, seconds) for name, seconds in phases.items() if name != "step"), key=lambda item: -item[1])
+    return [whole, *(Row.part(name, seconds, "s", step) for name, seconds in others)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="time of a GRPO step on the tiny recipe, by phase")
     parser.add_argument("--steps", type=int, default=40)
@@ -68,7 +87,7 @@ def main() -> None:
     for name, seconds in sorted(phases.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{seconds:.3f}", f"{seconds / phases['step']:.1%}")
     Console().print(table)
-    print(f"neither rollout nor update: {share:.1%} (target: under 20 %)")
+    print(f"neither rollout nor update: {share:.1%} (target: under 10 %)")
 
 
 if __name__ == "__main__":

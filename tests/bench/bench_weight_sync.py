@@ -38,7 +38,9 @@ from rl.sync.seats import Seat
 from rl.sync.sender import Sender
 from rl.tiny_backbone import ARCHITECTURES, write
 from rl.weights import checksum
+from tests.bench.rows import Row as BenchRow
 
+NAME = "Weight sync"
 CPU_MEDIA = tuple(name for name, medium in MEDIA.items() if medium.device_type == "cpu")
 ALONE_BYTES = 128 << 20
 STORE_MB = 600
@@ -230,6 +232,24 @@ def measure(media: Sequence[str], repeats: int, bucket_mb: int) -> list[Row]:
         (sizes,) = learner.call_all("build", folder)
         bench = Bench(learner, samplers, bucket_mb << 20, repeats)
         return [row for medium in media for count in (1, 2) for row in bench.rows(medium, count, sizes)]
+
+
+def rows(quick: bool) -> list[BenchRow]:
+    """Rows of `make bench`: the whole weights, by medium and number of samplers."""
+    torch.set_num_threads(1)
+    found = measure(CPU_MEDIA, repeats=3 if quick else 5, bucket_mb=16)
+    return [
+        BenchRow(
+            name=f"{row.megabytes:.0f} MB of weights to {row.samplers}, {row.medium}",
+            value=row.gb_per_s,
+            unit="GB/s",
+            floor=f"the medium alone {row.medium_gb_per_s:.2f} GB/s",
+            ratio=row.share,
+            how=f"{row.seconds:.3f} s; a transfer overlaps what the medium alone does one after the other",
+        )
+        for row in found
+        if row.sent == "weights"
+    ]
 
 
 def main() -> None:

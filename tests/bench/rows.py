@@ -52,6 +52,11 @@ class Row:
         """A row that could not be measured on this machine."""
         return cls(name, None, "", "", None, why, kept=False)
 
+    @classmethod
+    def part(cls, name: str, value: float, unit: str, whole: float) -> Row:
+        """A part of the row above it: its value, and its share of `whole` in words; nothing to compare."""
+        return cls(f"  {name}", value, unit, "", None, f"{value / whole:.0%} of it", kept=False)
+
 
 @dataclass(frozen=True)
 class Spread:
