@@ -4,7 +4,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 QUIET   = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-check clean
 
 setup:
 	@$(PYTHON) cluster/install.py --venv $(VENV)
@@ -24,5 +24,8 @@ test: lint
 bench: setup
 	@$(QUIET) $(PY) -m tests.bench
 
+bench-check: setup
+	@$(QUIET) $(PY) -m tests.bench --check
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-trl runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
