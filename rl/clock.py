@@ -1,10 +1,12 @@
-"""Time of every phase of a step."""
+"""Time of every phase of a step; a phase is a span too, while somebody records."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from rl.trace import span
 
 
 class PhaseClock:
@@ -23,7 +25,8 @@ class PhaseClock:
     def phase(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - began
 

@@ -24,6 +24,10 @@ from rewards.config import RewardConfig
 from rl.config_checks import STAGES, check_recipe
 from rl.config_checks import ConfigError as ConfigError
 from rl.plan.config import PlanConfig
+from rl.profile_config import ProfileConfig
+
+# A section that is given one value instead of keys means this key: `profile=3-5`.
+SHORT_FOR = {"profile": "steps"}
 
 
 @dataclass
@@ -261,6 +265,7 @@ class Recipe:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
@@ -294,6 +299,13 @@ def _read_yaml(path: Path) -> DictConfig:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, this is a {type(node).__name__}")
+    return _written_out(node)
+
+
+def _written_out(node: DictConfig) -> DictConfig:
+    for section, key in SHORT_FOR.items():
+        if section in node and not isinstance(node[section], DictConfig):
+            node[section] = {key: node[section]}
     return node
 
 
@@ -313,7 +325,9 @@ def _overrides(items: Sequence[str]) -> DictConfig:
     for item in items:
         if "=" not in item:
             raise ConfigError(f"an override is key=value, got `{item}`")
-    node = OmegaConf.from_dotlist(list(items))
+    parted = [item.partition("=") for item in items]
+    short = [f"{key}.{SHORT_FOR[key]}={value}" if key in SHORT_FOR else f"{key}={value}" for key, _, value in parted]
+    node = OmegaConf.from_dotlist(short)
     _check_keys(node, "override")
     return node
 

@@ -89,6 +89,8 @@ def check_recipe(recipe: Recipe) -> None:
         recipe.reward.validate()
         recipe.cluster.validate()
         recipe.plan.validate()
+        planned = {"sft": recipe.sft.steps, "grpo": recipe.grpo.steps}
+        recipe.profile.validate({stage: planned[stage] for stage in recipe.stages})
         check_sinks(recipe.tracking.sinks)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ray
 
+from cluster.group import ActorGroup
 from cluster.placement import Placement, RoleSpec, place
 from cluster.preflight import preflight
 from cluster.session import Session
@@ -134,6 +135,10 @@ class Crew:
         temperature = self.recipe.rollout.temperature if grpo else 1.0
         keeps = grpo and needs_reference(self.recipe) and not has_reference_actor(self.recipe)
         return group.build(self.recipe.model, optimizer, algorithm, wanted, temperature, start_from, keeps)
+
+    def actor_groups(self, policy: StagePolicy) -> list[ActorGroup]:
+        """All actors that a stage works with."""
+        return [self.samplers.group, self.rewards.group, *(group.group for group in policy.groups)]
 
     def peak_memory(self, policy: StagePolicy) -> dict[str, float]:
         """Peak host memory in MiB by actor."""

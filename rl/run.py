@@ -20,6 +20,7 @@ from data.sample import Sample
 from data.store import SampleStore
 from data.stream import PromptStream
 from rl import environment
+from rl.actors.tracing import Tracing
 from rl.checkpoint import STAGE_FILE, Checkpoint, latest_checkpoint, save_checkpoint, saved_policy
 from rl.clock import PhaseClock
 from rl.config import ConfigError, Recipe, to_container, to_yaml
@@ -33,6 +34,7 @@ from rl.prompting import PromptEncoder
 from rl.records import Sampling
 from rl.runlog import ValidationRecord, cut_after, write_atomically
 from rl.teachers import TEACHERS
+from rl.trace_steps import StepTrace
 from rl.tracking import RunContext, Tracker, open_tracker
 
 
@@ -81,6 +83,7 @@ class Run:
         self.held_out = SampleStore(recipe.data.validation, split="validation")
         self.encoder = PromptEncoder.of(recipe.model)
         self.clock = PhaseClock()
+        self.trace = StepTrace(recipe.profile, self.run_dir)
 
     def execute(self) -> None:
         """All stages; raises what went wrong, after everything it started has ended."""
@@ -122,6 +125,7 @@ class Stage:
         self.policy = crew.start_stage(stage, run.stage_start(stage))
         self.loop = self._loop()
         self.samples = run.validation_samples()
+        self.tracing = Tracing(lambda: crew.actor_groups(self.policy))
 
     def _loop(self) -> GrpoLoop | SftLoop:
         return self._grpo() if self.stage == "grpo" else self._sft()
@@ -170,8 +174,11 @@ class Stage:
             self.tracker.log(self.stage, 0, self.validate(0))
         ended = resumed is not None and resumed.state.get("ended", False)
         while done < self.steps and not ended:
-            ended = self._finish_step(done + 1, self.loop.step(done))
+            with self.run_.trace.step(self.stage, done + 1, self.tracing):
+                report = self.loop.step(done)
+            ended = self._finish_step(done + 1, report)
             done += 1
+        self.run_.trace.finish()
         export = self.run_.run_dir / "export"
         self.policy.learner.export(export)
         write_atomically(export / STAGE_FILE, json.dumps({"stage": self.stage, "step": done}))

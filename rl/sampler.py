@@ -35,6 +35,8 @@ from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import LORA_RANKS, SamplerConfig
 from rl.sampler_weights import Loaded
 from rl.sync.seats import Seat
+from rl.trace import spanned
+from rl.trace_engine import EngineSteps
 from rl.weights import Checksummed
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,7 @@ class VllmSampler:
         self.config = config
         self.encoder = encoder or PromptEncoder(config.model, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
         self._engine = _build_engine(config, self.encoder)
+        self._steps = EngineSteps(self._engine)
         self._ban = dict.fromkeys(self.encoder.banned_token_ids, -math.inf)
         self._version = 0
         self._broken: str | None = None
@@ -138,6 +141,7 @@ class VllmSampler:
         if self._broken is not None:
             raise WeightsError(f"the sampler holds no whole set of weights ({self._broken}); load one first")
 
+    @spanned("prepare prompt")
     def _request(self, place: int, sample: Sample, sampling: Sampling) -> PromptRequest:
         """Everything that vLLM would let pass or choke on is checked here. Raises ValueError with the reason."""
         ids = self.encoder.input_ids(sample)

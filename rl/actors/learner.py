@@ -18,6 +18,7 @@ from rl.actors.samples import SampleShipper, fetch
 from rl.config import AlgorithmConfig, AttentionLossConfig, LearnerConfig, ModelConfig, OptimizerConfig, SyncConfig
 from rl.engines.base import Rendezvous
 from rl.protocols import Published
+from rl.trace import WAIT, spanned, traced
 from rl.tracking import peak_memory_mib
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rl.sync.seats import Seat
 
 
+@traced("logprobs", "reference_logprobs", "update", "publish", "export", "save", "load", "offload", "onload")
 class LearnerActor:
     """One rank. Its constructor is empty so that all ranks import and load at the same time, in `build`."""
 
@@ -108,11 +110,13 @@ class LearnerActor:
         return peak_memory_mib()
 
 
+@spanned("fetch samples")
 def _with_samples(share: RankShare) -> RankShare:
     share.batch.non_tensor_batch["sample"][:] = fetch(share.batch.non_tensor_batch["sample"])
     return share
 
 
+@spanned("wait for reference", WAIT)
 def _redeem(handles: Sequence[tuple[ray.ObjectRef, int]]) -> Tensor:
     """The rows behind handles, waiting for the reference where it still computes."""
     import torch

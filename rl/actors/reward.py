@@ -10,8 +10,10 @@ from data.sample import Sample
 from rewards.config import RewardConfig
 from rewards.pool import RewardPool
 from rewards.score import Completion, RewardFailure, Score
+from rl.trace import traced
 
 
+@traced("score")
 class RewardActor:
     """A RewardPool in a process of its own."""
 

@@ -16,12 +16,14 @@ from rl.config import ModelConfig, RolloutConfig
 from rl.protocols import Published
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import Device, SamplerConfig, sampler_env
+from rl.trace import traced
 from rl.tracking import peak_memory_mib
 
 if TYPE_CHECKING:
     from rl.sync.seats import Seat
 
 
+@traced("generate", "load", "sleep", "wake")
 class RolloutActor:
     """One vLLM engine. Its constructor is empty so that all actors import and load at the same time, in `build`."""
 

@@ -32,6 +32,7 @@ from rl.engines.shards import Shard, ShardReader, write_shards
 from rl.engines.zero_pieces import MOMENTS, Piece, Zero, Zero2, Zero3
 from rl.policy import Policy, build_model
 from rl.quantization import full_precision
+from rl.trace import spanned
 
 
 class ZeroEngine(Reductions):
@@ -116,12 +117,14 @@ class ZeroEngine(Reductions):
             deepspeed.zero.register_external_parameter(self.policy, self.policy.base.lm_head.weight)
         return engine
 
+    @spanned("backward")
     def backward(self, loss: Tensor) -> None:
         # What DeepSpeedEngine.forward does: the policy is called as itself, and some losses are no function of its outputs.
         self._engine.optimizer.clear_backward_seen_flag()
         register_output_backward_hooks(loss, preprocess_once_fn=self._engine._backward_prologue)
         self._engine.backward(loss, scale_wrt_gas=False)
 
+    @spanned("optimizer")
     def step(self, lr: float) -> float:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr

@@ -33,6 +33,7 @@ from rl.engines.base import Rendezvous
 from rl.engines.process_group import DTYPES, Reductions, blocks, free_cache, join
 from rl.policy import Policy, build_model
 from rl.quantization import full_precision
+from rl.trace import spanned
 
 HOST = torch.device("cpu")
 
@@ -146,9 +147,11 @@ class FsdpEngine(Reductions):
             trained, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, weight_decay=config.weight_decay
         )
 
+    @spanned("backward")
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # reduced at every micro-batch: unreduced gradients would be a full copy of the model a rank
 
+    @spanned("optimizer")
     def step(self, lr: float) -> float:
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rl.engines.base import Rendezvous
+from rl.trace import WAIT, spanned
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -55,6 +56,7 @@ class Reductions:
         return _reduce(values, dist.ReduceOp.MAX)
 
 
+@spanned("sum over ranks", WAIT)
 def _reduce(values: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
     reduced = values.detach().cpu().clone()
     dist.all_reduce(reduced, op=op)

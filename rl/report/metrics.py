@@ -49,6 +49,7 @@ VIEWS: Mapping[str, MetricView] = {
     "throughput/idle_rollout": MetricView("Samplers idle", "share of a step", zero=True),
     "throughput/idle_learner": MetricView("Learner idle", "share of a step", zero=True),
     "throughput/idle_reward": MetricView("Rewards idle", "share of a step", zero=True),
+    "throughput/overhead": MetricView("Neither sampling nor learning", "share of a step", zero=True),
     "staleness/mean": MetricView("Staleness", "policy versions, mean of the tokens", zero=True),
     "staleness/max": MetricView("Oldest token", "policy versions", zero=True),
     "staleness/current_tokens": MetricView("Tokens of the present policy", "share", zero=True),
