@@ -28,6 +28,7 @@ from rl.meter import Meter
 from rl.objectives import Objective
 from rl.policy import hf_name
 from rl.sequence_parallel import SequenceParallel
+from rl.trace import spanned
 from rl.weights import merge_adapter
 
 if TYPE_CHECKING:
@@ -118,12 +119,14 @@ class Learner:
         meter.peak("mismatch/max", gap.max())
         meter.mean("mismatch/mean", gap.sum() / mask.sum().clamp(min=1), mask.sum())
 
+    @spanned("forward")
     def _forward(self, micro: DataProto, inputs: ModelInputs, record: BoxRecord | None = None) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies [N, G, R] of a micro-batch."""
         logprobs_K, entropy_K = self.engine.policy(inputs, self.temperature, record)
         shape = micro.batch["responses"].shape
         return self._scatter(logprobs_K, inputs, shape), self._scatter(entropy_K, inputs, shape)
 
+    @spanned("process prompts")
     def _prompts(self, micro: DataProto) -> list[EncodedPrompt]:
         """Images are decoded and processed here, once an update."""
         prompts = [self.encoder.encode(sample) for sample in micro.non_tensor_batch["sample"]]
@@ -135,6 +138,7 @@ class Learner:
                 )
         return prompts
 
+    @spanned("lay out")
     def _inputs(self, micro: DataProto, prompts: list[EncodedPrompt]) -> ModelInputs:
         rope_index = self.engine.policy.rope_index
         answers = micro.batch["responses"], micro.batch["response_mask"]
