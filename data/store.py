@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -123,6 +124,7 @@ def _row_to_part(row: Mapping[str, Any], images: Sequence[EncodedImage]) -> Prom
 class SampleStore(Sequence[Sample]):
     """One split of a dataset folder as a read-only sequence; holds one row group in memory, whatever the size.
 
+    Threads may read it side by side.
     Raises ValueError when the folder has no such split, or a file is damaged or not of this format.
     """
 
@@ -137,6 +139,7 @@ class SampleStore(Sequence[Sample]):
         self._starts = _row_starts(self._files)
         self._cached_group = -1
         self._cached_table: pa.Table | None = None
+        self._reading = threading.Lock()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -167,11 +170,12 @@ class SampleStore(Sequence[Sample]):
         return max(counts)
 
     def _table(self, group: int) -> pa.Table:
-        if self._cached_table is None or group != self._cached_group:
-            file, index = self._groups[group]
-            self._cached_table = self._files[file].read_row_group(index, use_threads=False)
-            self._cached_group = group
-        return self._cached_table
+        with self._reading:
+            if self._cached_table is None or group != self._cached_group:
+                file, index = self._groups[group]
+                self._cached_table = self._files[file].read_row_group(index, use_threads=False)
+                self._cached_group = group
+            return self._cached_table
 
     def __reduce__(self) -> tuple[type[SampleStore], tuple[Path, str, Path]]:
         return (SampleStore, (self.directory, self.split, self.image_root))

@@ -1,4 +1,7 @@
-"""PromptStream: the endless, seeded, resumable order in which training sees its samples."""
+"""PromptStream: the endless, seeded, resumable order in which training sees its samples.
+
+The samples that come next are read while the program works with those that it took. A stream's place is what was taken.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from typing import TypedDict
 
 import numpy as np
 
+from data.read_ahead import ReadAhead
 from data.sample import Sample
+
+Place = tuple[int, int, int]  # epoch, position in its order, index of the sample
 
 
 class StreamState(TypedDict):
@@ -38,17 +44,28 @@ class PromptStream:
         self.epoch = 0
         self.position = 0
         self._order = self._order_of(0)
+        self._reader = ReadAhead(samples)
 
     def take(self, n: int) -> list[Sample]:
-        """The next `n` samples."""
+        """The next `n` samples; then as many are read ahead. Raises what reading one of them raises, and stays in place."""
         if n < 0:
             raise ValueError(f"cannot take {n} samples")
-        taken: list[Sample] = []
-        while len(taken) < n:
-            indices = self._order[self.position : self.position + n - len(taken)]
-            taken += [self.samples[int(index)] for index in indices]
-            self._advance(len(indices))
+        taken = self._reader.read([index for _, _, index in self.upcoming(n)])
+        self._advance(n)
+        self._reader.begin([index for _, _, index in self.upcoming(n)])
         return taken
+
+    def upcoming(self, n: int) -> list[Place]:
+        """The places of the next `n` samples."""
+        places: list[Place] = []
+        epoch, position, order = self.epoch, self.position, self._order
+        while True:
+            indices = order[position : position + n - len(places)].tolist()
+            places += [(epoch, position + number, index) for number, index in enumerate(indices)]
+            if len(places) == n:
+                return places
+            epoch, position = epoch + 1, 0
+            order = self._order_of(epoch)
 
     def state_dict(self) -> StreamState:
         return {
@@ -77,9 +94,9 @@ class PromptStream:
         self._order = self._order_of(self.epoch)
 
     def _advance(self, count: int) -> None:
-        self.position += count
-        if self.position == len(self.samples):
-            self.epoch, self.position = self.epoch + 1, 0
+        epochs, self.position = divmod(self.position + count, len(self.samples))
+        if epochs:
+            self.epoch += epochs
             self._order = self._order_of(self.epoch)
 
     def _order_of(self, epoch: int) -> np.ndarray:

@@ -49,9 +49,9 @@ class PromptLedger(PromptStream):
     def lend(self, n: int) -> list[Loan]:
         """The next `n` prompts, those given back before those never lent."""
         loans = [self._returned.popleft() for _ in range(min(n, len(self._returned)))]
-        while len(loans) < n:
-            epoch, position = self.epoch, self.position
-            loans.append(Loan(self._next(), epoch, position))
+        places = self.upcoming(n - len(loans))
+        new = zip(super().take(len(places)), places, strict=True) if places else ()
+        loans += [Loan(sample, epoch, position) for sample, (epoch, position, _) in new]
         self._lent |= {(loan.epoch, loan.position): loan for loan in loans}
         return loans
 
@@ -61,10 +61,6 @@ class PromptLedger(PromptStream):
     def give_back(self, loan: Loan) -> None:
         self.settle(loan)
         self._returned.append(loan)
-
-    def _next(self) -> Sample:
-        (sample,) = super().take(1)
-        return sample
 
     def state_dict(self) -> LedgerState:
         state = cast(LedgerState, super().state_dict())
@@ -78,6 +74,7 @@ class PromptLedger(PromptStream):
         returned: deque[Loan] = deque()
         for epoch, position in cast(LedgerState, state).get("unsettled", []):
             super().load_state_dict({**state, "epoch": epoch, "position": position})
-            returned.append(Loan(self._next(), epoch, position))
+            (place,) = self.upcoming(1)
+            returned.append(Loan(self.samples[place[2]], epoch, position))
         super().load_state_dict(state)
         self._lent, self._returned = {}, returned
