@@ -79,7 +79,7 @@ class HfRollouts:
         encoded: list[EncodedPrompt | RolloutFailure] = []
         for sample in samples:
             try:
-                encoded.append(self.encoder.encode(sample))
+                encoded.append(self.encoder.encode(sample, keep=False))
             except ValueError as error:
                 encoded.append(RolloutFailure(sample.id, str(error)))
         prompts = [prompt for prompt in encoded if isinstance(prompt, EncodedPrompt)]

@@ -26,6 +26,7 @@ from rl.kept_adapter import KeptAdapter
 from rl.layout import ModelInputs, lay_out
 from rl.meter import Meter
 from rl.objectives import Objective
+from rl.one_ahead import one_ahead
 from rl.policy import hf_name
 from rl.sequence_parallel import SequenceParallel
 from rl.trace import spanned
@@ -50,7 +51,7 @@ class Learner:
     ) -> None:
         torch.manual_seed(0)
         self.model, self.config, self.encoder, self.temperature = model, config, encoder, temperature
-        self.rank = where.rank
+        self.rank, self.trains = where.rank, optimizer is not None
         self.engine: Engine = build_engine(config.engine, model, config, optimizer, tuple(encoder.banned_token_ids), where)
         self.kept: KeptAdapter | None = None
         self.attention = AttentionTerm(attention_loss, self.engine.policy) if attention_loss else None
@@ -61,10 +62,10 @@ class Learner:
         """Logprobs [N, G, R] of the share's answers, zero where no token is; no gradients."""
         whole = torch.zeros(share.batch.batch["responses"].shape)
         with torch.no_grad():
-            for rows in share.micro_batches:
-                micro = share.batch.select_idxs(list(rows))
-                logprobs, _ = self._forward(micro, self._inputs(micro, self._prompts(micro)))
-                whole[list(rows)] = logprobs.cpu()
+            # What is encoded here the update needs again; a frozen policy sees its prompts once.
+            for rows, micro, prompts in self._micro_batches(share, keep=self.trains):
+                logprobs, _ = self._forward(micro, self._inputs(micro, prompts))
+                whole[rows] = logprobs.cpu()
         return whole
 
     def keep_reference(self) -> None:
@@ -86,15 +87,13 @@ class Learner:
         """
         meter = Meter()
         reference_logprobs: Tensor | None = None
-        for rows in share.micro_batches:
-            micro = share.batch.select_idxs(list(rows))
-            prompts = self._prompts(micro)
+        for rows, micro, prompts in self._micro_batches(share, keep=False):
             inputs = self._inputs(micro, prompts)
             record = self.attention.record(micro, prompts, inputs) if self.attention else None
             logprobs, entropy = self._forward(micro, inputs, record)
             if reference is not None:
                 reference_logprobs = reference() if reference_logprobs is None else reference_logprobs
-                micro.batch["reference_logprobs"] = reference_logprobs[list(rows)]
+                micro.batch["reference_logprobs"] = reference_logprobs[rows]
             self._record_mismatch(logprobs, micro, meter)
             loss = objective(logprobs, entropy, micro.to(logprobs.device), share.totals, meter)
             if self.attention and record:
@@ -126,10 +125,19 @@ class Learner:
         shape = micro.batch["responses"].shape
         return self._scatter(logprobs_K, inputs, shape), self._scatter(entropy_K, inputs, shape)
 
+    def _micro_batches(self, share: RankShare, keep: bool) -> Iterator[tuple[list[int], DataProto, list[EncodedPrompt]]]:
+        """Rows, batch and prompts of every micro-batch in turn; the next one's images are processed meanwhile."""
+
+        def prepare(rows: tuple[int, ...]) -> tuple[list[int], DataProto, list[EncodedPrompt]]:
+            micro = share.batch.select_idxs(list(rows))
+            return list(rows), micro, self._prompts(micro, keep)
+
+        return one_ahead(prepare, share.micro_batches)
+
     @spanned("process prompts")
-    def _prompts(self, micro: DataProto) -> list[EncodedPrompt]:
-        """Images are decoded and processed here, once an update."""
-        prompts = [self.encoder.encode(sample) for sample in micro.non_tensor_batch["sample"]]
+    def _prompts(self, micro: DataProto, keep: bool = True) -> list[EncodedPrompt]:
+        """The prompts with their images decoded and processed; `keep`: see `PromptEncoder.encode`."""
+        prompts = [self.encoder.encode(sample, keep) for sample in micro.non_tensor_batch["sample"]]
         for prompt, tokens in zip(prompts, micro.batch["prompt_tokens"].tolist(), strict=True):
             if len(prompt.input_ids) != tokens:
                 raise ValueError(

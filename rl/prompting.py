@@ -1,8 +1,10 @@
 """Prompt encoding, one for sampler and learner: a sample's chat text, its token ids, its pixels, and its answer's frame.
 
     Sample ──chat template──► text ─┬─► vLLM renders text + images itself ──► prompt_token_ids ─┐ must be equal:
-                                    └─► encode: Hugging Face processor ────► input_ids ─────────┘ the sampler checks
+                                    └─► encode: tokenizer, image processor ─► input_ids ────────┘ the sampler checks
 
+What the Hugging Face processor does in one call is done here in its two halves: the text's half once for a text, the images'
+half by its image processor. That the halves make the whole, its first prompt shows every encoder.
 The pixel limits are read once, from the run or from the processor's own file, and given to both sides explicitly, so that
 an image is the same number of tokens everywhere.
 """
@@ -10,23 +12,24 @@ an image is the same number of tokens everywhere.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from data.box import Frame
 from data.families import ModelFamily, PixelLimits, family_for
-from data.prompts import ChatMessage, chat_messages
 from data.sample import Sample
 from rewards.score import Completion
+from rl.prompt_cache import KeptPrompts
 from rl.prompt_images import IMAGE_TOKENS
-from rl.prompt_parts import box_parts, image_part, part_spans, token_parts
+from rl.prompt_parts import box_parts, image_part
 from rl.prompt_templates import ORDERED_TEMPLATES
+from rl.prompt_text import ChatText, PromptTexts
 
 if TYPE_CHECKING:
     from rl.config import ModelConfig
@@ -110,8 +113,9 @@ class PromptEncoder:
         self.image_token_id: int = config.image_token_id
         self.eos_token_ids = _eos_token_ids(model_path, self.tokenizer)
         self.banned_token_ids = _vision_token_ids(config, self.tokenizer)
-        self._cache: OrderedDict[Any, EncodedPrompt] = OrderedDict()
-        self._cache_bytes, self._cached_bytes = cache_bytes, 0
+        self.texts = PromptTexts(self.processor, self.family, self.limits, self.image_token_id)
+        self._kept: KeptPrompts[EncodedPrompt] = KeptPrompts(cache_bytes)
+        self._compared = False
 
     @classmethod
     def of(cls, model: ModelConfig) -> PromptEncoder:
@@ -138,11 +142,7 @@ class PromptEncoder:
 
     def text(self, sample: Sample) -> str:
         """The chat text up to where the answer begins; one placeholder an image."""
-        return self._render(chat_messages(sample, self.family, self.limits))
-
-    def _render(self, messages: list[ChatMessage]) -> str:
-        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return text
+        return self.texts.of(sample).text
 
     def input_ids(self, sample: Sample) -> list[int]:
         """The prompt's ids after image expansion, without touching a pixel: what `encode` would give.
@@ -150,23 +150,26 @@ class PromptEncoder:
         Raises ValueError when the text holds another number of image placeholders than the sample has images (a
         placeholder typed into a question, say), and where the processor refuses an image's shape.
         """
-        ids: list[int] = self.tokenizer(self.text(sample), add_special_tokens=False)["input_ids"]
-        return [id for id, times in zip(ids, self._repeats(sample, ids), strict=True) for _ in range(times)]
+        chat = self.texts.of(sample)
+        ids: list[int] = chat.ids_T.repeat_interleave(self._repeats(sample, chat)).tolist()
+        return ids
 
-    def _repeats(self, sample: Sample, ids: Sequence[int]) -> list[int]:
+    def prompt_length(self, sample: Sample) -> int:
+        """Tokens of the prompt after image expansion. Raises as `input_ids` does."""
+        return int(self._repeats(sample, self.texts.of(sample)).sum())
+
+    def _repeats(self, sample: Sample, chat: ChatText) -> Tensor:
         """How often each id of the chat text stands in the prompt: an image's number of tokens, 1 for any other."""
-        placeholders = ids.count(self.image_token_id)
+        placeholders = len(chat.images)
         if placeholders != len(sample.images):
             raise ValueError(
                 f"sample {sample.id}: the prompt text has {placeholders} image placeholders for {len(sample.images)} images"
             )
-        sizes = [(image.height, image.width) for image in sample.images]
-        counts = iter(IMAGE_TOKENS[self.family.size_rule](self.processor, sizes) if sizes else ())
-        return [next(counts) if id == self.image_token_id else 1 for id in ids]
-
-    def prompt_length(self, sample: Sample) -> int:
-        """Tokens of the prompt after image expansion."""
-        return len(self.input_ids(sample))
+        repeats = torch.ones_like(chat.ids_T)
+        if sample.images:
+            sizes = [(image.height, image.width) for image in sample.images]
+            repeats[chat.images] = torch.tensor(IMAGE_TOKENS[self.family.size_rule](self.processor, sizes))
+        return repeats
 
     def answer_tokens(self, text: str) -> list[int]:
         """A given answer's ids, with the token that ends the turn: what a sampler that wrote it would have returned."""
@@ -187,47 +190,44 @@ class PromptEncoder:
         """The frame in which this model writes a box of the sample's target image."""
         return self.family.answer_frame(sample.images[sample.target_image], self.limits)
 
-    def encode(self, sample: Sample) -> EncodedPrompt:
-        """Text and decoded images through the Hugging Face processor. Raises ValueError if an image does not decode."""
+    def encode(self, sample: Sample, keep: bool = True) -> EncodedPrompt:
+        """The prompt with its images decoded and processed; kept for the next call, or let go if it was kept before.
+
+        Raises ValueError if an image does not decode, or where the chat template hides a part.
+        """
         key = (sample.id, sample.images, sample.prompt)
-        cached = self._cache.get(key)
-        if cached is not None:
-            self._cache.move_to_end(key)
-            return cached
-        encoded = self._encode(sample)
-        if encoded.nbytes <= self._cache_bytes:
-            self._cache[key] = encoded
-            self._cached_bytes += encoded.nbytes
-            while self._cached_bytes > self._cache_bytes:
-                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        encoded = self._kept.take(key) or self._encode(sample)
+        if keep:
+            self._kept.put(key, encoded)
         return encoded
 
     def _encode(self, sample: Sample) -> EncodedPrompt:
+        chat = self.texts.of(sample)
+        repeats = self._repeats(sample, chat)
+        input_ids = chat.ids_T.repeat_interleave(repeats)
+        part_P = self.texts.parts_of(sample).repeat_interleave(repeats)
         images = [image.open() for image in sample.images]
-        # A list in a list: these are the images of one prompt, which for tiles makes a difference.
-        inputs = self.processor(text=[self.text(sample)], images=[images] if images else None, return_tensors="pt")
-        vision = {name: inputs[name] for name in self.processor.image_processor.model_input_names if name in inputs}
-        if images:
-            vision["pixel_values"] = vision["pixel_values"].to(torch.float32)
-        input_ids = inputs["input_ids"][0]
-        return EncodedPrompt(
-            input_ids=input_ids,
-            part_P=self._parts(sample, input_ids),
-            mm_token_type_ids=(input_ids == self.image_token_id).long(),
-            vision=vision,
-        )
+        if not self._compared:
+            self._compare(sample, images, input_ids)
+        mm_token_type_ids = (input_ids == self.image_token_id).long()
+        return EncodedPrompt(input_ids, part_P, mm_token_type_ids, self._vision(images))
 
-    def _parts(self, sample: Sample, input_ids: Tensor) -> Tensor:
-        """`EncodedPrompt.part_P`. Raises ValueError where the template hides a part, or the processor wrote other ids."""
-        messages = chat_messages(sample, self.family, self.limits)
-        text = self._render(messages)
-        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        repeats = torch.tensor(self._repeats(sample, tokens["input_ids"]))
-        if not torch.equal(torch.tensor(tokens["input_ids"]).repeat_interleave(repeats), input_ids):
+    def _vision(self, images: list[Image]) -> dict[str, Tensor]:
+        """`EncodedPrompt.vision`."""
+        if not images:
+            return {}
+        image_processor = self.processor.image_processor
+        # A list in a list: these are the images of one prompt, which for tiles makes a difference.
+        inputs = image_processor([images], return_tensors="pt")
+        vision = {name: inputs[name] for name in image_processor.model_input_names if name in inputs}
+        return vision | {"pixel_values": vision["pixel_values"].to(torch.float32)}
+
+    def _compare(self, sample: Sample, images: list[Image], input_ids: Tensor) -> None:
+        """Raises ValueError when the whole processor makes other ids of a prompt than its tokenizer and arithmetic."""
+        inputs = self.processor(text=[self.text(sample)], images=[images] if images else None, return_tensors="pt")
+        if not torch.equal(inputs["input_ids"][0], input_ids):
             raise ValueError(f"sample {sample.id}: the processor's ids are not the tokenizer's with the images expanded")
-        placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        spans = part_spans(text, messages, self._render, placeholder)
-        return token_parts(tokens["offset_mapping"], spans, sample).repeat_interleave(repeats)
+        self._compared = True
 
 
 def _opening(processor: Any) -> str:

@@ -15,10 +15,12 @@ from data.families import FAMILIES, PixelLimits
 from data.prompts import focus_prompt, render_text
 from data.sample import EncodedImage, ImagePart, PromptPart, Sample, SupportBoxPart, TextPart
 from rl.config import ModelConfig
+from rl.prompt_images import IMAGE_TOKENS
 from rl.prompt_parts import token_parts
+from rl.prompt_text import Recent
 from rl.prompting import EncodedPrompt, PromptEncoder
 from rl.tiny_backbone import write
-from tests.rl.families_case import family_samples
+from tests.rl.families_case import ARCHITECTURES, family_samples
 from tests.rl.pictures import png
 
 UNIT = 28 * 28
@@ -104,6 +106,77 @@ def test_encodings_are_kept_within_their_bytes_and_never_mixed_up(tiny_model_dir
     bounded.encode(third)
     assert bounded.encode(second) is recent
     assert bounded.encode(first) is not oldest
+
+
+def test_what_is_encoded_for_the_last_time_is_let_go(tiny_model_dir: Path, tiny_samples: list[Sample]) -> None:
+    encoder = PromptEncoder(str(tiny_model_dir))
+    kept = encoder.encode(tiny_samples[0])
+    assert encoder.encode(tiny_samples[0], keep=False) is kept
+    again = encoder.encode(tiny_samples[0], keep=False)
+    assert again is not kept and encoder.encode(tiny_samples[0], keep=False) is not again
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_two_halves_make_what_the_whole_processor_makes(architecture: str, tmp_path: Path) -> None:
+    """Every id and every pixel, for one image, two and five, also where the image's size is not the model's."""
+    write(tmp_path, architecture=architecture)
+    limits = (None, None) if architecture == "llava_onevision" else (9 * UNIT, 30 * UNIT)
+    for min_pixels, max_pixels in {limits, (None, None)}:
+        encoder = PromptEncoder(str(tmp_path), min_pixels=min_pixels, max_pixels=max_pixels)
+        for sample in family_samples():
+            images = [image.open() for image in sample.images]
+            whole = encoder.processor(text=[encoder.text(sample)], images=[images], return_tensors="pt")
+            encoded = encoder.encode(sample)
+            assert encoded.input_ids.tolist() == whole["input_ids"][0].tolist()
+            assert {name: whole[name].tolist() for name in encoded.vision} == {
+                name: tensor.tolist() for name, tensor in encoded.vision.items()
+            }
+            assert {"pixel_values"} < encoded.vision.keys() and encoded.vision["pixel_values"].dtype == torch.float32
+
+
+def test_a_processor_that_makes_other_ids_than_its_arithmetic_is_refused(
+    tiny_model_dir: Path, tiny_samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = PromptEncoder(str(tiny_model_dir))
+    counts = IMAGE_TOKENS["smart_resize"]
+    one_more = {"smart_resize": lambda processor, sizes: [count + 1 for count in counts(processor, sizes)]}
+    monkeypatch.setattr("rl.prompting.IMAGE_TOKENS", one_more)
+    with pytest.raises(ValueError, match=r"sample tiny-0: the processor's ids are not the tokenizer's"):
+        encoder.encode(tiny_samples[0])
+
+
+def test_a_text_is_tokenized_once_however_many_samples_have_it(
+    tiny_model_dir: Path, tiny_samples: list[Sample], focus_sample: Sample
+) -> None:
+    encoder = PromptEncoder(str(tiny_model_dir))
+    first = encoder.texts.of(tiny_samples[0])
+    assert all(encoder.texts.of(sample) is first for sample in tiny_samples)
+    assert len({encoder.prompt_length(sample) for sample in tiny_samples}) > 1
+    moved = replace(focus_sample, prompt=focus_prompt(tuple(Box(9, 9, 20, 20, i.frame) for i in focus_sample.images[:4])))
+    assert encoder.texts.of(moved).text != encoder.texts.of(focus_sample).text
+
+
+def test_a_box_and_the_same_words_are_not_taken_for_each_other(tiny_model_dir: Path, focus_sample: Sample) -> None:
+    encoder = PromptEncoder(str(tiny_model_dir))
+    box = next(part for part in focus_sample.prompt if isinstance(part, SupportBoxPart))
+    spelled = TextPart(render_text(box, encoder.family, encoder.limits, focus_sample))
+    images = [ImagePart(number) for number in range(5)]
+    as_box, as_words = (replace(focus_sample, prompt=(part, *images)) for part in (box, spelled))
+    assert encoder.text(as_box) == encoder.text(as_words)
+    assert encoder.encode(as_box).box_mask(as_box).any()
+    assert not encoder.encode(as_words).box_mask(as_words).any()
+
+
+def test_texts_are_kept_as_long_as_they_are_asked_for() -> None:
+    recent, made = Recent[str](2), []
+
+    def make(key: str) -> str:
+        made.append(key)
+        return key.upper()
+
+    for key in "abacab":
+        assert recent.of(key, lambda key=key: make(key)) == key.upper()  # type: ignore[misc]
+    assert made == ["a", "b", "c", "b"]
 
 
 def test_a_thought_that_the_template_opens_is_part_of_the_turn(
