@@ -17,6 +17,12 @@ ROW_GAP, LANE_GAP, AXIS = 3, 9, 24
 LETTER = 5.7  # pixels of one, in a bar's label
 MERGED_PX = 2.5  # bars narrower than that are drawn together with their neighbours of the same name
 LANES_OF_A_ROLE = 4
+TITLES: Mapping[str, str] = {
+    "rollout": "the samplers",
+    "learner": "the learner",
+    "reference": "the reference",
+    "reward": "the rewards",
+}
 
 # By name of span; the driver's phases have the colours of PHASE_COLORS. "light" is the weaker of two of a colour.
 COLORS: Mapping[str, str] = {
@@ -25,7 +31,7 @@ COLORS: Mapping[str, str] = {
     "decode": "blue light",
     "prepare prompt": "green",
     "process prompts": "green",
-    "fetch samples": "amber",
+    "fetch samples": "gold",
     "lay out": "slate",
     "score": "amber",
     "logprobs": "teal",
@@ -56,16 +62,19 @@ def timeline(view: StepView) -> Markup:
         role="img",
         class_="timeline",
     )
-    return join((tag("p", in_words(view), " ", where, class_="lead"), tag("figure", _legend(rows), svg)))
+    return join((tag("p", in_words(view), " ", where, class_="lead"), tag("figure", svg, _legend(rows))))
 
 
 def in_words(view: StepView) -> str:
     """Who computed for how much of the step, and where nobody did."""
-    shares = ", ".join(f"{who} {share:.0%}" for who, share in view.computed.items())
-    nobody = f" For {view.overhead:.0%} neither samplers nor learner did (shaded)"
-    phases = ", ".join(f"{name} {share:.1%}" for name, share in view.overhead_by_phase[:3])
-    where = f", mostly in {phases}." if phases else "."
-    return f"Step {view.number} took {duration(view.seconds)}. Of that computed: {shares}.{nobody}{where}"
+    computed = ", ".join(f"{TITLES[role]} for {_share(share)}" for role, share in view.computed.items())
+    phases = ", ".join(f"{_share(share)} {name.replace('_', ' ')}" for name, share in view.overhead_by_phase[:3])
+    nobody = f"For {_share(view.overhead)} neither samplers nor learner did (shaded){f': {phases}' if phases else ''}."
+    return f"Step {view.number} took {duration(view.seconds)}, in which computed: {computed}. {nobody}"
+
+
+def _share(share: float) -> str:
+    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
 def _rows(view: StepView, rows: Sequence[Row], x: Scale) -> tuple[list[Markup], float]:
@@ -80,7 +89,7 @@ def _rows(view: StepView, rows: Sequence[Row], x: Scale) -> tuple[list[Markup], 
         middle = began + HEIGHTS[0] - 5
         pieces.append(tag("text", lane, x=LEFT - 10, y=middle, class_="lane end"))
         if lane in view.busy:
-            pieces.append(tag("text", f"busy {view.busy[lane]:.0%}", x=WIDTH - RIGHT + 10, y=middle, class_="share"))
+            pieces.append(tag("text", f"busy {_share(view.busy[lane])}", x=WIDTH - RIGHT + 10, y=middle, class_="share"))
         top += LANE_GAP
         line = top - (LANE_GAP + ROW_GAP) / 2
         pieces.append(tag("line", x1=0, x2=WIDTH, y1=line, y2=line, class_="grid"))
@@ -133,4 +142,4 @@ def _legend(rows: Sequence[Row]) -> Markup:
         for name, kind in names
         if name in COLORS or kind == WAIT
     )
-    return tag("figcaption", tag("span", *keys, class_="keys"))
+    return tag("figcaption", tag("span", *keys, class_="keys many"))
