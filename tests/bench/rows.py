@@ -107,10 +107,14 @@ def table_of(groups: Mapping[str, Sequence[Row]], title: str) -> Table:
 
 
 def _cells(row: Row) -> tuple[str, str, str, str]:
-    value = "–" if row.value is None else f"{row.value:,.4g} {row.unit}".rstrip()
+    value = "–" if row.value is None else f"{_number(row.value)} {row.unit}".rstrip()
     ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
     spread = "" if row.low is None or row.high is None else f"{row.low:.2f} – {row.high:.2f}"
     return value, row.floor, ratio, spread
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def write_json(groups: Mapping[str, Sequence[Row]], machine: Mapping[str, Any], path: Path) -> None:

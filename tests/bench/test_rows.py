@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_the_table_has_every_row_with_its_floor_ratio_and_spread():
         Row.missing("reward", "no TRL: no index"),
         Row.part("rollout", 0.5, "s", 2.0),
     ]
-    console = Console(width=160, record=True, quiet=True)
+    console = Console(width=160, record=True, file=io.StringIO())
     console.print(table_of({"GRPO": rows}, "all"))
     measured, missing, part = (
         next(line for line in console.export_text(clear=False).splitlines() if word in line)
