@@ -62,12 +62,12 @@ def _template_text(message: ChatMessage, render: Render, placeholder: str) -> li
     return gaps
 
 
-def token_parts(offsets: Sequence[Span], spans: Sequence[Span], sample: Sample) -> Tensor:
+def token_parts(offsets: Sequence[Span] | Tensor, spans: Sequence[Span], sample: Sample) -> Tensor:
     """The part of every token, int16 [tokens]: an index into `sample.prompt`, or `NO_PART` for the template's own.
 
     A token with characters of several parts belongs to the support box if it has any of one, else to the first part.
     """
-    starts, ends = torch.tensor(offsets, dtype=torch.long).reshape(-1, 2).unbind(-1)
+    starts, ends = torch.as_tensor(offsets, dtype=torch.long).reshape(-1, 2).unbind(-1)
     ends = torch.maximum(ends, starts + 1)
     parts = torch.full(starts.shape, NO_PART, dtype=torch.int16)
     boxes = box_parts(sample)

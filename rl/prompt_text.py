@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """The values of the last `size` keys that were asked for."""
+    """The values of the last `size` keys that were asked for. One is made at a time: a tokenizer serves one thread."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -47,10 +47,11 @@ class Recent(Generic[Value]):
 
 @dataclass(frozen=True)
 class ChatText:
-    """`ids_T` (int64) of `text`, and at which of them the images' placeholders are."""
+    """`ids_T` (int64) of `text`, the characters of each [T, 2], and at which of them the images' placeholders are."""
 
     text: str
     ids_T: Tensor
+    offsets_T2: Tensor
     images: Tensor
 
 
@@ -61,34 +62,40 @@ class PromptTexts:
         self.processor, self.family, self.limits, self.image_token_id = processor, family, limits, image_token_id
         self._texts: Recent[ChatText] = Recent(KEPT_TEXTS)
         self._parts: Recent[Tensor] = Recent(KEPT_TEXTS)
+        self._marked: Recent[str] = Recent(KEPT_TEXTS)
 
     def of(self, sample: Sample) -> ChatText:
         """The chat text up to where the answer begins."""
         messages = chat_messages(sample, self.family, self.limits)
-        return self._texts.of(_content(sample, messages), lambda: self._tokenize(messages))
+        return self._texts.of(_content(messages), lambda: self._tokenize(messages))
 
     def parts_of(self, sample: Sample) -> Tensor:
         """The part of every id, as `token_parts` says. Raises ValueError where the template hides a part."""
         messages = chat_messages(sample, self.family, self.limits)
-        return self._parts.of(_content(sample, messages), lambda: self._find_parts(sample, messages))
+        kinds = tuple(type(part) for part in sample.prompt)
+        return self._parts.of((kinds, _content(messages)), lambda: self._find_parts(sample, messages))
 
     def _tokenize(self, messages: list[ChatMessage]) -> ChatText:
         text = self._render(messages)
-        ids_T = torch.tensor(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
-        return ChatText(text, ids_T, (ids_T == self.image_token_id).nonzero()[:, 0])
+        tokens = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids_T = torch.tensor(tokens["input_ids"], dtype=torch.long)
+        offsets_T2 = torch.tensor(tokens["offset_mapping"], dtype=torch.long)
+        return ChatText(text, ids_T, offsets_T2, (ids_T == self.image_token_id).nonzero()[:, 0])
 
     def _find_parts(self, sample: Sample, messages: list[ChatMessage]) -> Tensor:
-        tokenizer = self.processor.tokenizer
-        text = self._render(messages)
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        placeholder = tokenizer.convert_ids_to_tokens(self.image_token_id)
-        return token_parts(offsets, part_spans(text, messages, self._render, placeholder), sample)
+        chat = self.of(sample)
+        placeholder = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return token_parts(chat.offsets_T2, part_spans(chat.text, messages, self._render_marked, placeholder), sample)
+
+    def _render_marked(self, messages: list[ChatMessage]) -> str:
+        """The template around marks, which is the same for all prompts of as many parts."""
+        return self._marked.of(_content(messages), lambda: self._render(messages))
 
     def _render(self, messages: list[ChatMessage]) -> str:
         text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return text
 
 
-def _content(sample: Sample, messages: list[ChatMessage]) -> Hashable:
+def _content(messages: list[ChatMessage]) -> Hashable:
     (message,) = messages
-    return tuple((type(part), item.get("text")) for part, item in zip(sample.prompt, message["content"], strict=True))
+    return tuple(item.get("text") for item in message["content"])

@@ -4,7 +4,7 @@
                                     └─► encode: tokenizer, image processor ─► input_ids ────────┘ the sampler checks
 
 What the Hugging Face processor does in one call is done here in its two halves: the text's half once for a text, the images'
-half by its image processor. That the halves make the whole, its first prompt shows every encoder.
+half as its image processor would. That the halves make the whole processor's ids, its first prompt shows every encoder.
 The pixel limits are read once, from the run or from the processor's own file, and given to both sides explicitly, so that
 an image is the same number of tokens everywhere.
 """
@@ -28,6 +28,7 @@ from rewards.score import Completion
 from rl.prompt_cache import KeptPrompts
 from rl.prompt_images import IMAGE_TOKENS
 from rl.prompt_parts import box_parts, image_part
+from rl.prompt_pixels import vision_way
 from rl.prompt_templates import ORDERED_TEMPLATES
 from rl.prompt_text import ChatText, PromptTexts
 
@@ -115,6 +116,7 @@ class PromptEncoder:
         self.banned_token_ids = _vision_token_ids(config, self.tokenizer)
         self.texts = PromptTexts(self.processor, self.family, self.limits, self.image_token_id)
         self._kept: KeptPrompts[EncodedPrompt] = KeptPrompts(cache_bytes)
+        self._vision_of = vision_way(self.processor.image_processor)
         self._compared = False
 
     @classmethod
@@ -210,17 +212,8 @@ class PromptEncoder:
         if not self._compared:
             self._compare(sample, images, input_ids)
         mm_token_type_ids = (input_ids == self.image_token_id).long()
-        return EncodedPrompt(input_ids, part_P, mm_token_type_ids, self._vision(images))
-
-    def _vision(self, images: list[Image]) -> dict[str, Tensor]:
-        """`EncodedPrompt.vision`."""
-        if not images:
-            return {}
-        image_processor = self.processor.image_processor
-        # A list in a list: these are the images of one prompt, which for tiles makes a difference.
-        inputs = image_processor([images], return_tensors="pt")
-        vision = {name: inputs[name] for name in image_processor.model_input_names if name in inputs}
-        return vision | {"pixel_values": vision["pixel_values"].to(torch.float32)}
+        vision = self._vision_of(self.processor.image_processor, images) if images else {}
+        return EncodedPrompt(input_ids, part_P, mm_token_type_ids, vision)
 
     def _compare(self, sample: Sample, images: list[Image], input_ids: Tensor) -> None:
         """Raises ValueError when the whole processor makes other ids of a prompt than its tokenizer and arithmetic."""

@@ -17,6 +17,7 @@ from data.sample import EncodedImage, ImagePart, PromptPart, Sample, SupportBoxP
 from rl.config import ModelConfig
 from rl.prompt_images import IMAGE_TOKENS
 from rl.prompt_parts import token_parts
+from rl.prompt_pixels import qwen_vision
 from rl.prompt_text import Recent
 from rl.prompting import EncodedPrompt, PromptEncoder
 from rl.tiny_backbone import write
@@ -123,6 +124,7 @@ def test_the_two_halves_make_what_the_whole_processor_makes(architecture: str, t
     limits = (None, None) if architecture == "llava_onevision" else (9 * UNIT, 30 * UNIT)
     for min_pixels, max_pixels in {limits, (None, None)}:
         encoder = PromptEncoder(str(tmp_path), min_pixels=min_pixels, max_pixels=max_pixels)
+        assert (encoder._vision_of is qwen_vision) == (architecture != "llava_onevision")
         for sample in family_samples():
             images = [image.open() for image in sample.images]
             whole = encoder.processor(text=[encoder.text(sample)], images=[images], return_tensors="pt")
