@@ -34,34 +34,9 @@ class ConfigError(ValueError):
 
 def check_recipe(recipe: Recipe) -> None:
     """Refuse combinations that cannot run."""
-    grpo, algorithm = recipe.grpo, recipe.algorithm
-    _choose("stages", recipe.stages, STAGES)
-    _choose("learner.layout", [recipe.learner.layout], ("shared", "plain"))
-    _choose("learner.engine", [recipe.learner.engine], tuple(ENGINES))
-    _choose("learner.dtype", [recipe.learner.dtype], ("float32", "bfloat16"))
-    _choose("rollout.dtype", [recipe.rollout.dtype], ("float32", "bfloat16"))
-    _choose("model.lora.sync", [recipe.model.lora.sync], ("adapter", "merged"))
-    if not 0 <= recipe.model.lora.rank <= MAX_LORA_RANK:
-        raise ConfigError(f"`model.lora.rank` is {recipe.model.lora.rank}; 0 (no LoRA) to {MAX_LORA_RANK}")
-    _choose("algorithm.advantage", [algorithm.advantage], ADVANTAGES)
-    _choose("algorithm.loss", [algorithm.loss], LOSSES)
-    _choose("algorithm.loss_aggregation", [algorithm.loss_aggregation], AGGREGATIONS)
-    _choose("algorithm.kl_estimator", [algorithm.kl_estimator], KL_ESTIMATORS)
-    _choose("algorithm.rollout_is", [algorithm.rollout_is or "token"], ("token", "sequence"))
-    _choose("algorithm.old_logprobs", [algorithm.old_logprobs], ("learner", "rollout"))
-    _choose("grpo.optimizer.schedule", [grpo.optimizer.schedule], ("constant", "linear", "cosine"))
-    _choose("sft.optimizer.schedule", [recipe.sft.optimizer.schedule], ("constant", "linear", "cosine"))
-    _choose("sft.stop_metric", [recipe.sft.stop_metric], ("mean_iou", "acc@0.5", "acc@0.75", "picks_target", "reward"))
-    _choose("sft.teacher", [recipe.sft.teacher], ("locus", "focus", "locus_imprecise"))
-    _choose("model.attention", [recipe.model.attention], ("sdpa", "flash_attention_2"))
-    if recipe.model.attention == "flash_attention_2" and recipe.learner.layout == "shared" and "grpo" in recipe.stages:
-        raise ConfigError(
-            "`model.attention=flash_attention_2` takes no mask, which a group as one sequence needs; "
-            "use `learner.layout=plain`, or attention=sdpa"
-        )
-    _choose("model.quantization", [recipe.model.quantization or "nf4"], ("nf4", "fp4"))
-    if recipe.model.quantization and not recipe.model.lora.rank:
-        raise ConfigError("`model.quantization` freezes the base, which leaves nothing to train; set `model.lora.rank`")
+    _check_choices(recipe)
+    _check_sizes(recipe)
+    _check_model(recipe)
     _check_deepspeed(recipe)
     _check_offload(recipe)
     _check_sequence_parallel(recipe)
@@ -69,20 +44,6 @@ def check_recipe(recipe: Recipe) -> None:
     _check_colocated(recipe)
     _check_sync(recipe)
     _check_attention_loss(recipe.sft.attention_loss)
-    _choose("data.synthetic", [recipe.data.synthetic or "locus"], ("locus", "focus"))
-    if not recipe.stages:
-        raise ConfigError(f"`stages` is empty; choose from {', '.join(STAGES)}")
-    for key, value in (
-        ("rollout.actors", recipe.rollout.actors),
-        ("learner.ranks", recipe.learner.ranks),
-        ("reference.ranks", recipe.reference.ranks),
-        ("grpo.prompts_per_step", grpo.prompts_per_step),
-        ("grpo.prompts_per_update", grpo.prompts_per_update),
-        ("sft.batch_size", recipe.sft.batch_size),
-        ("rollout.max_tokens", recipe.rollout.max_tokens),
-    ):
-        if value < 1:
-            raise ConfigError(f"`{key}` must be at least 1, got {value}")
     if found := relative_paths(recipe):
         raise ConfigError(explain(found))
     try:
@@ -96,6 +57,53 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(str(error)) from error
     if "grpo" in recipe.stages:
         _check_grpo(recipe)
+
+
+def _check_choices(recipe: Recipe) -> None:
+    algorithm = recipe.algorithm
+    _choose("stages", recipe.stages, STAGES)
+    if not recipe.stages:
+        raise ConfigError(f"`stages` is empty; choose from {', '.join(STAGES)}")
+    _choose("learner.layout", [recipe.learner.layout], ("shared", "plain"))
+    _choose("learner.engine", [recipe.learner.engine], tuple(ENGINES))
+    _choose("learner.dtype", [recipe.learner.dtype], ("float32", "bfloat16"))
+    _choose("rollout.dtype", [recipe.rollout.dtype], ("float32", "bfloat16"))
+    _choose("algorithm.advantage", [algorithm.advantage], ADVANTAGES)
+    _choose("algorithm.loss", [algorithm.loss], LOSSES)
+    _choose("algorithm.loss_aggregation", [algorithm.loss_aggregation], AGGREGATIONS)
+    _choose("algorithm.kl_estimator", [algorithm.kl_estimator], KL_ESTIMATORS)
+    _choose("algorithm.rollout_is", [algorithm.rollout_is or "token"], ("token", "sequence"))
+    _choose("algorithm.old_logprobs", [algorithm.old_logprobs], ("learner", "rollout"))
+    _choose("grpo.optimizer.schedule", [recipe.grpo.optimizer.schedule], ("constant", "linear", "cosine"))
+    _choose("sft.optimizer.schedule", [recipe.sft.optimizer.schedule], ("constant", "linear", "cosine"))
+    _choose("sft.stop_metric", [recipe.sft.stop_metric], ("mean_iou", "acc@0.5", "acc@0.75", "picks_target", "reward"))
+    _choose("sft.teacher", [recipe.sft.teacher], ("locus", "focus", "locus_imprecise"))
+    _choose("data.synthetic", [recipe.data.synthetic or "locus"], ("locus", "focus"))
+
+
+def _check_sizes(recipe: Recipe) -> None:
+    for key, value in (
+        ("rollout.actors", recipe.rollout.actors),
+        ("learner.ranks", recipe.learner.ranks),
+        ("reference.ranks", recipe.reference.ranks),
+        ("grpo.prompts_per_step", recipe.grpo.prompts_per_step),
+        ("grpo.prompts_per_update", recipe.grpo.prompts_per_update),
+        ("sft.batch_size", recipe.sft.batch_size),
+        ("rollout.max_tokens", recipe.rollout.max_tokens),
+    ):
+        if value < 1:
+            raise ConfigError(f"`{key}` must be at least 1, got {value}")
+
+
+def _check_model(recipe: Recipe) -> None:
+    model = recipe.model
+    _choose("model.lora.sync", [model.lora.sync], ("adapter", "merged"))
+    if not 0 <= model.lora.rank <= MAX_LORA_RANK:
+        raise ConfigError(f"`model.lora.rank` is {model.lora.rank}; 0 (no LoRA) to {MAX_LORA_RANK}")
+    _choose("model.attention", [model.attention], ("sdpa", "flash_attention_2"))
+    _choose("model.quantization", [model.quantization or "nf4"], ("nf4", "fp4"))
+    if model.quantization and not model.lora.rank:
+        raise ConfigError("`model.quantization` freezes the base, which leaves nothing to train; set `model.lora.rank`")
 
 
 def _check_deepspeed(recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,18 +97,32 @@ def test_accumulated_micro_batches_equal_one(learner: Learner) -> None:
     assert largest_gap(whole, cut) <= 1e-6
 
 
-def test_one_rank_and_two_give_the_same_losses_and_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
-    one, two = (on_ranks(world, tiny_model_dir, tmp_path / f"{world}.pt") for world in (1, 2))
-    for a, b in zip(one["metrics"], two["metrics"], strict=True):
+@pytest.fixture(scope="module")
+def two_ranks(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Two updates on two processes, and the checkpoint they left."""
+    folder = tmp_path_factory.mktemp("two")
+    return on_ranks(2, tiny_model_dir, folder / "two.pt", save_to=folder / "checkpoint"), folder / "checkpoint"
+
+
+def test_one_rank_and_two_give_the_same_losses_and_weights(
+    tiny_model_dir: Path, two_ranks: tuple[dict[str, Any], Path]
+) -> None:
+    learner = build_learner(tiny_model_dir, tokens_per_micro_batch=400)
+    metrics = run_updates(learner, case_batch(learner.encoder), 1, 0)
+    two, _ = two_ranks
+    for a, b in zip(metrics, two["metrics"], strict=True):
         assert a["loss/policy"] == pytest.approx(b["loss/policy"], abs=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
-    assert largest_gap(one["weights"], two["weights"]) <= 2e-5
+    assert largest_gap(dict(learner.full_weights()), two["weights"]) <= 2e-5
+    learner.close()
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_in_one_bit_for_bit_in_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
-    saved = on_ranks(2, tiny_model_dir, tmp_path / "two.pt", save_to=tmp_path / "checkpoint")
+def test_a_checkpoint_of_two_ranks_goes_on_in_one_bit_for_bit_in_weights(
+    tiny_model_dir: Path, two_ranks: tuple[dict[str, Any], Path]
+) -> None:
+    saved, checkpoint = two_ranks
     learner = build_learner(tiny_model_dir)
-    learner.load(tmp_path / "checkpoint")
+    learner.load(checkpoint)
     assert largest_gap(saved["weights"], dict(learner.full_weights())) == 0.0
     learner.close()
 
