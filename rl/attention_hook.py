@@ -51,7 +51,8 @@ class BoxRecord:
     ) -> None:
         """Take a layer's queries [B, H, L, D] and keys [B, K, L, D] as they enter its attention.
 
-        `splits_rows`: without a mask, this attention finds the samples of a packed row itself (flash, by positions).
+        `splits_rows`: without a mask, this attention finds the samples of a packed row itself (flash by positions, or as
+        groups).
         """
         if not self._known:
             self._begin(query, key, mask)
@@ -111,13 +112,14 @@ def install(model: PreTrainedModel) -> None:
     before = config._attn_implementation
     if before.startswith(PREFIX):
         return
-    if before not in ALL_ATTENTION_FUNCTIONS or before not in ALL_MASK_ATTENTION_FUNCTIONS or before == "flex_attention":
+    if before not in ALL_ATTENTION_FUNCTIONS or before == "flex_attention":
         raise ValueError(f"the attention loss works beside attention=sdpa or flash_attention_2, the model has {before!r}")
     attention = cast(Attention, ALL_ATTENTION_FUNCTIONS[before])
     flash = "flash" in before
     measured = _measured(under_its_name(attention, before) if flash else attention, splits_rows=flash)
     AttentionInterface.register(PREFIX + before, measured)
-    AttentionMaskInterface.register(PREFIX + before, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    if before in ALL_MASK_ATTENTION_FUNCTIONS:  # attention by groups has none
+        AttentionMaskInterface.register(PREFIX + before, ALL_MASK_ATTENTION_FUNCTIONS[before])
     config._attn_implementation = PREFIX + before
 
 
@@ -139,7 +141,8 @@ def _measured(attention: Attention, splits_rows: bool) -> Attention:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if box_record is not None and module.layer_idx in box_record.layers:
-            box_record.add(module.layer_idx, query, key, attention_mask, scaling, splits_rows)
+            alone = splits_rows or kwargs.get("groups") is not None
+            box_record.add(module.layer_idx, query, key, attention_mask, scaling, alone)
         return attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
     return forward

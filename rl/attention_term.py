@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class AttentionTerm:
-    """Of one policy. SFT batches have one answer a prompt, so that row b of the inputs is sample b of the micro-batch."""
+    """Of one policy. SFT batches have one answer a prompt, so that start s of the inputs is sample s of the micro-batch."""
 
     def __init__(self, config: AttentionLossConfig, policy: Policy) -> None:
         self.config, self.policy = config, policy
@@ -31,26 +31,28 @@ class AttentionTerm:
 
     def record(self, micro: DataProto, prompts: Sequence[EncodedPrompt], inputs: ModelInputs) -> BoxRecord:
         """A fresh record for the forward of `inputs`. Raises ValueError for a sample without supports or query image."""
-        answers_B = micro.batch["response_mask"].sum((-1, -2)).long().tolist()
+        answers_S = micro.batch["response_mask"].sum((-1, -2)).long().tolist()
         shape = inputs.input_ids.shape
-        rows, columns, tokens = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
-        for b, (sample, prompt) in enumerate(zip(micro.non_tensor_batch["sample"], prompts, strict=True)):
-            length = len(prompt.input_ids)
-            rows[b, :length] = prompt.query_image_mask(sample)
-            columns[b, :length] = prompt.box_mask(sample)
-            tokens[b, : length + answers_B[b]] = True
-        return BoxRecord(BoxTargets.padded(rows, columns, tokens), self.layers)
+        rows, columns = (torch.zeros(shape, dtype=torch.bool) for _ in range(2))
+        number = torch.full(shape, -1)
+        samples = zip(micro.non_tensor_batch["sample"], prompts, inputs.starts, strict=True)
+        for s, (sample, prompt, (b, first)) in enumerate(samples):
+            own = slice(first, first + len(prompt.input_ids))
+            rows[b, own] = prompt.query_image_mask(sample)
+            columns[b, own] = prompt.box_mask(sample)
+            number[b, first : own.stop + answers_S[s]] = s
+        return BoxRecord(BoxTargets(rows, columns, number), self.layers)
 
     def loss(self, record: BoxRecord, micro: DataProto, totals: BatchTotals, meter: Meter) -> Tensor:
         """β times the mean of L_bbox over the samples of the whole update, of which this is a micro-batch's part."""
-        taught_B = micro.batch["loss_mask"].sum((-1, -2)) > 0  # a silent copy only keeps its rank in step
+        taught_S = micro.batch["loss_mask"].sum((-1, -2)) > 0  # a silent copy only keeps its rank in step
         mass_N = record.mass()
         if self.policy.sequence is not None:  # this rank recorded its own heads
             mass_N = self.policy.sequence.mean(mass_N)
         config = self.config
-        each_B = box_loss(mass_N, record.targets, config.margin, config.reduction, config.denominator)
-        part = (each_B * taught_B.to(each_B.device)).sum() / max(totals.answers, 1)
+        each_S = box_loss(mass_N, record.targets, config.margin, config.reduction, config.denominator)
+        part = (each_S * taught_S.to(each_S.device)).sum() / max(totals.answers, 1)
         meter.add("loss/attention", part.detach())
-        meter.mean("attention/box_mass", mass_N.detach().mean(), taught_B.sum())
+        meter.mean("attention/box_mass", mass_N.detach().mean(), taught_S.sum())
         loss: Tensor = self.config.weight * part * totals.world_size
         return loss

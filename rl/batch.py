@@ -15,7 +15,7 @@ group's reference logprobs, which are computed while the learner does its first 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,18 +134,18 @@ def sequence_lengths(batch: DataProto, layout: str) -> list[int]:
 def balance(batch: DataProto, world_size: int, token_budget: int, layout: str) -> list[RankShare]:
     """Cut a batch into equally many micro-batches a rank, balanced by tokens, each within `token_budget` where possible.
 
-    What a micro-batch costs is its rows, padded to the longest of them. Ranks compute in lockstep (every forward gathers
-    parameters), so none may be left without a micro-batch: a batch with fewer groups than ranks repeats one with an all-zero
-    loss mask.
+    What a micro-batch costs is the tokens of its rows: a shared row has no padding, plain ones are as long as the longest of
+    them. Ranks compute in lockstep (every forward gathers parameters), so none may be left without a micro-batch: a batch
+    with fewer groups than ranks repeats one with an all-zero loss mask.
     """
     totals = BatchTotals.of(batch, world_size)
     padded = batch if len(batch) >= world_size else _with_silent_copies(batch, world_size)
-    lengths, rows_of = sequence_lengths(padded, layout), _row_lengths(padded, layout)
+    lengths, cost = sequence_lengths(padded, layout), MICRO_BATCH_TOKENS[layout](padded)
     rounds = max(1, -(-sum(lengths) // (world_size * token_budget)))
     while True:
         cells = min(rounds * world_size, len(padded) // world_size * world_size)
         partitions = get_seqlen_balanced_partitions(lengths, k_partitions=cells, equal_size=False)
-        heaviest = max(_padded_tokens([rows_of[i] for i in cell]) for cell in partitions)
+        heaviest = max(cost(cell) for cell in partitions)
         if heaviest <= token_budget or cells + world_size > len(padded):
             break
         rounds += 1
@@ -159,18 +159,25 @@ def balance(batch: DataProto, world_size: int, token_budget: int, layout: str) -
     return shares
 
 
-def _row_lengths(batch: DataProto, layout: str) -> list[list[int]]:
-    """Of each group, the rows that rl/layout.py makes of it."""
+def _packed_tokens(batch: DataProto) -> Callable[[Sequence[int]], int]:
+    lengths = sequence_lengths(batch, "shared")
+    return lambda groups: sum(lengths[group] for group in groups)
+
+
+def _padded_tokens(batch: DataProto) -> Callable[[Sequence[int]], int]:
     answers = batch.batch["response_mask"].sum(-1).long().tolist()
     prompts = batch.batch["prompt_tokens"].tolist()
-    if layout == "shared":
-        return [[prompt + sum(sizes)] for prompt, sizes in zip(prompts, answers, strict=True)]
-    return [[prompt + size for size in sizes if size] for prompt, sizes in zip(prompts, answers, strict=True)]
+    rows_of = [[prompt + size for size in sizes if size] for prompt, sizes in zip(prompts, answers, strict=True)]
+
+    def cost(groups: Sequence[int]) -> int:
+        rows = [length for group in groups for length in rows_of[group]]
+        return len(rows) * max(rows, default=0)
+
+    return cost
 
 
-def _padded_tokens(groups: list[list[int]]) -> int:
-    rows = [length for group in groups for length in group]
-    return len(rows) * max(rows, default=0)
+# By rl/layout.py's layouts: from a batch, what some of its groups cost together
+MICRO_BATCH_TOKENS = {"shared": _packed_tokens, "plain": _padded_tokens}
 
 
 def _with_silent_copies(batch: DataProto, world_size: int) -> DataProto:

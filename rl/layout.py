@@ -1,11 +1,11 @@
-"""Lays prompts and their answers out as model inputs: a group as one sequence, or one row an answer.
+"""Lays prompts and their answers out as model inputs: all groups in one row, or one row an answer.
 
-    shared   [ prompt and images | answer 1 | answer 2 | … | answer G ]      one row a group
-    plain    [ prompt and images | answer 1 ]  [ prompt and images | answer 2 ]  …   one row an answer
+    shared   [ prompt and images | answer 1 | … | answer G ][ prompt and images | answer 1 | … ] …      one row, no padding
+    plain    [ prompt and images | answer 1 ]  [ prompt and images | answer 2 ]  …           one row an answer, padded
 
-In a shared row every answer sees the prompt and itself, and its positions count on from the prompt's largest position
-plus one on every rotary axis, as if it stood alone; so the logprobs and gradients equal the plain rows', while the
-prompt and its images are computed once. The plain layout stays as the reference the shared one is tested against.
+In the shared row every answer sees its prompt and itself (rl/group_attention.py), and its positions count on from the
+prompt's largest position plus one on every rotary axis, as if it stood alone; so the logprobs and gradients equal the plain
+rows', while a prompt and its images are computed once. The plain layout stays as what the shared one is tested against.
 
 Shape suffixes: N groups, G answers a group, R answer tokens (padded), B rows, L tokens a row, K answer tokens in all.
 """
@@ -13,11 +13,14 @@ Shape suffixes: N groups, G answers a group, R answer tokens (padded), B rows, L
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from rl.group_attention import Groups, GroupSpan
 
 if TYPE_CHECKING:
     from rl.prompting import EncodedPrompt
@@ -30,42 +33,45 @@ Answers = list[tuple[int, Tensor]]  # (index of an answer in [N·G], its tokens)
 class ModelInputs:
     """What a forward needs, and where in its output each answer token is predicted.
 
-    `attention_mask` is [B, 1, L, L] bool, True where a query (row) sees a key (column); None where every row is one prompt
-    and one answer: order alone then says it, padding comes last, and a kernel without a mask can run. `predictor_K` indexes
-    the flattened [B·L] hidden states: the position whose output predicts answer token k. `place_K` indexes the flattened
-    [N·G·R] answer tensors, so that results scatter back. `vision` are the forward's image arguments of all rows.
+    `groups` say who sees whom in a shared row; None where every row is one prompt and one answer: order alone then says it,
+    and padding comes last. `starts` are (row, first token) of every prompt laid out. `predictor_K` indexes the flattened
+    [B·L] hidden states: the position whose output predicts answer token k. `place_K` indexes the flattened [N·G·R] answer
+    tensors, so that results scatter back. `vision` are the forward's image arguments of all rows.
     """
 
     input_ids: Tensor
     mm_token_type_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor | None
+    groups: Groups | None
+    starts: tuple[tuple[int, int], ...]
     vision: Mapping[str, Tensor]
     predictor_K: Tensor
     target_K: Tensor
     place_K: Tensor
 
     def to(self, device: torch.device) -> ModelInputs:
-        moved = {
-            name: None if value is None else value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if name != "vision"
-        }
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         vision = {name: tensor.to(device, non_blocking=True) for name, tensor in self.vision.items()}
-        return ModelInputs(**moved, vision=vision)
+        return replace(self, **moved, vision=vision)
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One sequence: a prompt and the answers that share it."""
+class _Part:
+    """A prompt and the answers that share it."""
 
     prompt: EncodedPrompt
     prompt_positions: Tensor  # [A, P], A rotary axes
     answers: Answers
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each answer."""
+        return tuple(len(tokens) for _, tokens in self.answers)
+
+    @property
     def length(self) -> int:
-        return len(self.prompt.input_ids) + sum(len(tokens) for _, tokens in self.answers)
+        return len(self.prompt.input_ids) + sum(self.lengths)
 
 
 def prompt_positions(prompt: EncodedPrompt, rope_index: RopeIndex | None) -> Tensor:
@@ -80,19 +86,23 @@ def prompt_positions(prompt: EncodedPrompt, rope_index: RopeIndex | None) -> Ten
     return positions[:, 0]
 
 
-def _shared_rows(prompts: Sequence[EncodedPrompt], positions: list[Tensor], answers: list[Answers]) -> list[_Row]:
-    return [_Row(*parts) for parts in zip(prompts, positions, answers, strict=True) if parts[2]]
+Rows = tuple[list[_Part], list[tuple[int, int]], "Groups | None"]  # parts, where each begins, who sees whom
 
 
-def _plain_rows(prompts: Sequence[EncodedPrompt], positions: list[Tensor], answers: list[Answers]) -> list[_Row]:
-    return [
-        _Row(prompt, where, [answer])
-        for prompt, where, group in zip(prompts, positions, answers, strict=True)
-        for answer in group
-    ]
+def _one_shared_row(prompts: Sequence[EncodedPrompt], positions: list[Tensor], answers: list[Answers]) -> Rows:
+    parts = [_Part(*each) for each in zip(prompts, positions, answers, strict=True) if each[2]]
+    firsts = [0, *accumulate(part.length for part in parts)]
+    spans = [GroupSpan(first, len(part.prompt.input_ids), part.lengths) for part, first in zip(parts, firsts, strict=False)]
+    return parts, [(0, span.first) for span in spans], Groups(tuple(spans))
 
 
-LAYOUTS = {"shared": _shared_rows, "plain": _plain_rows}
+def _a_row_an_answer(prompts: Sequence[EncodedPrompt], positions: list[Tensor], answers: list[Answers]) -> Rows:
+    groups = zip(prompts, positions, answers, strict=True)
+    parts = [_Part(prompt, where, [answer]) for prompt, where, group in groups for answer in group]
+    return parts, [(row, 0) for row in range(len(parts))], None
+
+
+LAYOUTS = {"shared": _one_shared_row, "plain": _a_row_an_answer}
 
 
 def lay_out(
@@ -109,10 +119,10 @@ def lay_out(
     """
     answers = _answers(responses_NGR, response_mask_NGR)
     positions = [prompt_positions(prompt, rope_index) for prompt in prompts]
-    rows = LAYOUTS[layout](prompts, positions, answers)
-    if not rows:
+    parts, starts, groups = LAYOUTS[layout](prompts, positions, answers)
+    if not parts:
         raise ValueError("a micro-batch needs at least one answer token")
-    return _stack(rows, responses_NGR.shape[-1], multiple)
+    return _fill(parts, starts, groups, responses_NGR.shape[-1], multiple)
 
 
 def _answers(responses_NGR: Tensor, response_mask_NGR: Tensor) -> list[Answers]:
@@ -128,27 +138,27 @@ def _answers(responses_NGR: Tensor, response_mask_NGR: Tensor) -> list[Answers]:
     ]
 
 
-def _stack(rows: list[_Row], max_response: int, multiple: int) -> ModelInputs:
-    longest = -(-max(row.length for row in rows) // multiple) * multiple
-    axes = rows[0].prompt_positions.shape[0]
-    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mm_token_type_ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    position_ids = torch.zeros(axes, len(rows), longest, dtype=torch.long)
-    segment = torch.full((len(rows), longest), -1, dtype=torch.long)  # 0 the prompt, 1… the answers, −1 padding
+def _fill(
+    parts: list[_Part], starts: list[tuple[int, int]], groups: Groups | None, max_response: int, multiple: int
+) -> ModelInputs:
+    longest = max(first + part.length for part, (_, first) in zip(parts, starts, strict=True))
+    length = -(-longest // multiple) * multiple
+    axes, num_rows = parts[0].prompt_positions.shape[0], starts[-1][0] + 1
+    input_ids = torch.zeros(num_rows, length, dtype=torch.long)
+    mm_token_type_ids = torch.zeros(num_rows, length, dtype=torch.long)
+    position_ids = torch.zeros(axes, num_rows, length, dtype=torch.long)
     predictors, targets, places = [], [], []
-    for b, row in enumerate(rows):
-        at = len(row.prompt.input_ids)
-        input_ids[b, :at] = row.prompt.input_ids
-        mm_token_type_ids[b, :at] = row.prompt.mm_token_type_ids
-        position_ids[:, b, :at] = row.prompt_positions
-        segment[b, :at] = 0
-        last_prompt, next_position = at - 1, int(row.prompt_positions.max()) + 1
-        for number, (index, tokens) in enumerate(row.answers, start=1):
+    for part, (b, first) in zip(parts, starts, strict=True):
+        at = first + len(part.prompt.input_ids)
+        input_ids[b, first:at] = part.prompt.input_ids
+        mm_token_type_ids[b, first:at] = part.prompt.mm_token_type_ids
+        position_ids[:, b, first:at] = part.prompt_positions
+        last_prompt, next_position = at - 1, int(part.prompt_positions.max()) + 1
+        for index, tokens in part.answers:
             end = at + len(tokens)
             input_ids[b, at:end] = tokens
             position_ids[:, b, at:end] = torch.arange(next_position, next_position + len(tokens))
-            segment[b, at:end] = number
-            predictors.append(b * longest + torch.tensor([last_prompt, *range(at, end - 1)]))
+            predictors.append(b * length + torch.tensor([last_prompt, *range(at, end - 1)]))
             targets.append(tokens)
             places.append(index * max_response + torch.arange(len(tokens)))
             at = end
@@ -156,8 +166,9 @@ def _stack(rows: list[_Row], max_response: int, multiple: int) -> ModelInputs:
         input_ids=input_ids,
         mm_token_type_ids=mm_token_type_ids,
         position_ids=position_ids if axes > 1 else position_ids[0],
-        attention_mask=_visible(segment) if any(len(row.answers) > 1 for row in rows) else None,
-        vision=stack_vision([row.prompt for row in rows]),
+        groups=groups,
+        starts=tuple(starts),
+        vision=stack_vision([part.prompt for part in parts]),
         predictor_K=torch.cat(predictors),
         target_K=torch.cat(targets),
         place_K=torch.cat(places),
@@ -183,12 +194,3 @@ def _padded_cat(tensors: list[Tensor]) -> Tensor:
         ends = [width for lack in reversed(missing) for width in (0, lack)]
         padded.append(nn.functional.pad(tensor, ends) if any(missing) else tensor)
     return torch.cat(padded)
-
-
-def _visible(segment_BL: Tensor) -> Tensor:
-    """[B, 1, L, L] bool: a token sees earlier tokens of the prompt and of its own answer. Padding sees itself alone."""
-    length = segment_BL.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    query, key = segment_BL[:, :, None], segment_BL[:, None, :]
-    seen = causal & ((key == 0) | (key == query)) & (key >= 0)
-    return (seen | torch.eye(length, dtype=torch.bool))[:, None]

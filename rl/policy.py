@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from rl import group_attention
 from rl.config import LoraConfig, ModelConfig
 from rl.layout import ModelInputs, RopeIndex
 from rl.quantization import load_quantized
@@ -41,6 +42,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.banned = banned
+        group_attention.install(self.base)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -56,14 +58,16 @@ class Policy(nn.Module):
         base = self.base
         types = {} if self.rope_index is None else {"mm_token_type_ids": inputs.mm_token_type_ids}
         observer = {} if box_record is None else {"box_record": box_record}
+        groups = {} if inputs.groups is None else {"groups": inputs.groups}
         hidden_BLD = base.model(
             input_ids=inputs.input_ids,
-            attention_mask=inputs.attention_mask,
+            attention_mask=None,
             position_ids=inputs.position_ids,
             use_cache=False,
             **inputs.vision,
             **types,
             **observer,
+            **groups,
         ).last_hidden_state
         hidden_KD = hidden_BLD.flatten(0, 1)[inputs.predictor_K]
         scores = partial(self._scores, temperature)

@@ -3,8 +3,9 @@
 A decoder block, T tokens in all, c bytes a number in the compute dtype, H hidden, Q = heads × head_dim, I intermediate:
 
     two norms       T (2·4H + 4cH + 8)      RMSNorm's float32 copy and 1/σ, its normalised and its scaled output
-    attention       T (4cQ + 4 heads)       queries, keys and values (repeated to Q under a mask), output, log-sum-exp
-                    T · 2cD + c·B·L²        rotary cosines and sines; the mask as a bias in the compute dtype
+    attention       T (4cQ + 4 heads)       queries, keys and values (as wide where answers branch), output, log-sum-exp
+                    T · cQ                  the parts of the output put together, where a row is attended in parts
+                    T · 2cD                 rotary cosines and sines
     gated MLP       T · 4cI                 gate, silu(gate), up, their product
 
 Checkpointed, a block keeps its input alone (T·cH), and one block at a time holds all of the above and, at the product's
@@ -16,6 +17,7 @@ tokens, N patches.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rl.plan.parameters import LanguageShape, VisionShape
@@ -25,6 +27,7 @@ LOGITS_CHUNK = 2048  # answer tokens whose logits exist at once, as rl/policy.py
 # Of a token's logits in float32: scaled, log-softmax, its exponential, the masked copy and their product.
 LOGITS_TENSORS = 5
 FLOAT = 4
+BIAS_ELEMENTS = 1 << 24  # of a bias of answers, as rl/group_attention.py cuts them
 MASK_CHUNK = 64 << 20  # scores of the attention loss that exist at once, as rl/attention_mass.py cuts them
 
 
@@ -32,16 +35,18 @@ MASK_CHUNK = 64 << 20  # scores of the attention loss that exist at once, as rl/
 class Forward:
     """What one forward computes: `rows` of `length` tokens, `answer_tokens` scored, `patches` of images before merging.
 
-    `masked`: rows hold several answers, so attention takes a mask. `bytes_per_number`: 2 in bfloat16, 4 in float32.
-    `whole_length`: of a row that several ranks share, of which `length` is this rank's; mask and embeddings are whole.
+    `packed`: these are groups, one after another in one row. `bias`: numbers in the biases of their answers, 0 where a
+    prompt has one. `bytes_per_number`: 2 in bfloat16, 4 in float32. `whole_length`: of a row that several ranks share, of
+    which `length` is this rank's; biases and embeddings are whole.
     """
 
     rows: int
     length: int
     answer_tokens: int
     patches: int
-    masked: bool
     bytes_per_number: int
+    packed: bool = True
+    bias: int = 0
     whole_length: int | None = None
 
     @property
@@ -49,9 +54,9 @@ class Forward:
         return self.rows * self.length
 
     @property
-    def seen(self) -> int:
-        """Tokens of a row that attention sees."""
-        return self.length if self.whole_length is None else self.whole_length
+    def in_parts(self) -> bool:
+        """Whether attention puts its output together."""
+        return self.packed and (self.rows > 1 or self.bias > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +116,14 @@ def activations(shape: ModelShape, forward: Forward, checkpointed: bool) -> Acti
 
 
 def scoring(shape: ModelShape, forward: Forward) -> int:
-    """Of a forward without gradients (old logprobs, the reference): one block at a time, then the logits."""
+    """Of a forward without gradients (old logprobs, the reference): one block at a time, then the logits.
+
+    A block's fullest moment is its MLP's product: beside that, the embeddings, the residual and its normalised copy.
+    """
     language, c = shape.language, forward.bytes_per_number
-    per_token = c * (2 * language.hidden + 3 * language.intermediate)
+    per_token = c * (3 * language.hidden + 3 * language.intermediate)
     tower = forward.patches * c * (2 * shape.vision.hidden + 3 * shape.vision.intermediate)
-    block = forward.tokens * per_token + _mask_bias(forward)
+    block = forward.tokens * per_token
     answers = forward.answer_tokens * language.hidden * c + logits_bytes(language, forward)
     return _inputs(language, shape.vision, forward) + max(block, tower, 2 * forward.tokens * language.hidden * c + answers)
 
@@ -131,11 +139,11 @@ def language_block(shape: LanguageShape, forward: Forward, norms_train: bool = T
     hidden, wide, narrow = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     inner = shape.intermediate
     norms = 2 * (FLOAT * hidden + FLOAT + c * hidden * (1 + norms_train))
-    keys = wide if forward.masked else narrow
-    attention = c * (2 * wide + 2 * keys) + FLOAT * shape.heads + 2 * c * shape.head_dim
+    keys = wide if forward.bias else narrow
+    attention = c * ((2 + forward.in_parts) * wide + 2 * keys) + FLOAT * shape.heads + 2 * c * shape.head_dim
     if shape.head_norms:
         attention += (wide + narrow) * (FLOAT + c * norms_train) + FLOAT * (shape.heads + shape.kv_heads)
-    saved = tokens * (norms + attention + 4 * c * inner) + _mask_bias(forward)
+    saved = tokens * (norms + attention + 4 * c * inner)
     return BlockActivations(tokens * c * hidden, saved, tokens * c * 2 * inner)
 
 
@@ -154,16 +162,21 @@ def logits_bytes(shape: LanguageShape, forward: Forward) -> int:
     return LOGITS_TENSORS * FLOAT * shape.vocab * min(forward.answer_tokens, LOGITS_CHUNK)
 
 
-def _mask_bias(forward: Forward) -> int:
-    return forward.bytes_per_number * forward.rows * forward.seen**2 if forward.masked else 0
+def bias_elements(prompt: float, answer: float, answers: int) -> int:
+    """Numbers in the biases of one prompt's answers."""
+    if answers == 1:
+        return 0
+    tokens = answers * answer
+    together = (math.sqrt(prompt**2 + 4 * BIAS_ELEMENTS) - prompt) / 2  # t with t (P + t) = BIAS_ELEMENTS
+    block = min(tokens, max(answer, together // answer * answer))
+    return math.ceil(tokens / block * block * (prompt + block))
 
 
 def _inputs(language: LanguageShape, vision: VisionShape, forward: Forward) -> int:
-    """The mask, rotary cosines and sines of all positions, pixels; of shared rows the embeddings and last hidden states."""
-    mask = forward.rows * forward.seen**2 if forward.masked else 0
-    whole = 0 if forward.whole_length is None else 2 * forward.rows * forward.seen * language.hidden
-    rotary = 2 * language.rotary_axes * forward.tokens * language.head_dim * forward.bytes_per_number
-    return mask + rotary + whole * forward.bytes_per_number + _pixels(vision, forward)
+    """Biases, rotary cosines and sines of all positions, pixels; of shared rows the embeddings and last hidden states."""
+    whole = 0 if forward.whole_length is None else 2 * forward.rows * forward.whole_length * language.hidden
+    rotary = 2 * language.rotary_axes * forward.tokens * language.head_dim
+    return (forward.bias + rotary + whole) * forward.bytes_per_number + _pixels(vision, forward)
 
 
 def _pixels(vision: VisionShape, forward: Forward) -> int:

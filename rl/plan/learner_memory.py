@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 from rl.config import AttentionLossConfig, Recipe
-from rl.plan.activations import Activations, Forward, activations, attention_loss, scoring
+from rl.plan.activations import Activations, Forward, activations, attention_loss, bias_elements, scoring
 from rl.plan.memory_records import MemoryItem, fullest
 from rl.plan.shapes import ModelShape
 from rl.plan.sharding import COMPUTE_BYTES, FLOAT, Shard, Sharding, sharding_of
@@ -40,10 +40,18 @@ def learner_items(recipe: Recipe, shape: ModelShape, workload: Workload, stage: 
         for forward in forwards(recipe, workload, stage, ranks, recipe.learner.sequence_parallel)
         for moment in _training(recipe, shape, forward, sharding, stage)
     ]
-    idle = tuple(item for item in held if item.name != "gradients")
     moments += [(*held, *_step(recipe, shape, sharding), RUNTIME_ITEM)]
-    moments += [(*idle, *_publish(recipe, shape, sharding), RUNTIME_ITEM)]
+    moments += [publishing_items(recipe, shape)]
     return fullest(moments)
+
+
+def publishing_items(recipe: Recipe, shape: ModelShape) -> tuple[MemoryItem, ...]:
+    """Of a learner rank that hands its weights over: no gradients, a block gathered and a copy of one tensor of it."""
+    sharding = sharding_of(recipe.model, recipe.learner, recipe.learner.ranks)
+    idle = (item for item in _held(recipe, sharding.shard(shape), sharding) if item.name != "gradients")
+    gathered = sharding.whole(shape) + max(sharding.at_block(block, trains=False) for block in shape.blocks)
+    gathered += largest_published(recipe, shape)
+    return (*idle, _gathered_item(recipe, gathered), sync_buffers(recipe, shape), RUNTIME_ITEM)
 
 
 def reference_items(recipe: Recipe, shape: ModelShape, workload: Workload, stage: str) -> tuple[MemoryItem, ...]:
@@ -96,8 +104,9 @@ def forwards(recipe: Recipe, workload: Workload, stage: str, ranks: int, togethe
             length=math.ceil(length / together),
             answer_tokens=math.ceil(groups * answers * answer / together),
             patches=math.ceil(copies * patches),
-            masked=shared and answers > 1,
             bytes_per_number=compute,
+            packed=shared,
+            bias=groups * bias_elements(prompt, answer, answers) if shared else 0,
             whole_length=math.ceil(length) if together > 1 else None,
         )
 
@@ -177,19 +186,38 @@ def _step(recipe: Recipe, shape: ModelShape, sharding: Sharding) -> tuple[Memory
     return (MemoryItem("gathered block", roots, f"AdamW's square roots, {FLOAT} bytes a trained parameter"),)
 
 
-def _publish(recipe: Recipe, shape: ModelShape, sharding: Sharding) -> tuple[MemoryItem, ...]:
-    gathered = sharding.whole(shape) + max(sharding.at_block(block, trains=False) for block in shape.blocks)
-    return (_gathered_item(recipe, gathered), sync_buffers(recipe, shape))
-
-
 def sync_buffers(recipe: Recipe, shape: ModelShape) -> MemoryItem:
     """Two buckets at a time, or all that is published where that is less."""
-    lora = recipe.model.lora
-    adapters = lora.rank > 0 and lora.sync == "adapter" and not recipe.model.quantization
-    published = COMPUTE_BYTES[recipe.learner.dtype] * (shape.numel_adapter if adapters else shape.numel_base)
+    published = _published_bytes(recipe) * (shape.numel_adapter if _adapters_alone(recipe) else shape.numel_base)
     return MemoryItem(
         "sync buffers", min(2 * recipe.sync.bucket_mb << 20, published), f"two buckets of {recipe.sync.bucket_mb} MiB"
     )
+
+
+def receive_buffers(recipe: Recipe, shape: ModelShape) -> MemoryItem:
+    """A sampler's: the buckets, and a tensor that was cut because it fits into none, whole again."""
+    buckets, largest = sync_buffers(recipe, shape), largest_published(recipe, shape)
+    if largest <= recipe.sync.bucket_mb << 20:
+        return buckets
+    return MemoryItem(buckets.name, buckets.bytes + largest, f"{buckets.how}, and the largest tensor put together")
+
+
+def largest_published(recipe: Recipe, shape: ModelShape) -> int:
+    """Bytes of the largest tensor that travels."""
+    adapters = _adapters_alone(recipe)
+    return _published_bytes(recipe) * max(
+        parameter.numel for block in shape.blocks for parameter in block.parameters if parameter.adapter == adapters
+    )
+
+
+def _adapters_alone(recipe: Recipe) -> bool:
+    """A quantized base travels too, once."""
+    lora = recipe.model.lora
+    return lora.rank > 0 and lora.sync == "adapter" and not recipe.model.quantization
+
+
+def _published_bytes(recipe: Recipe) -> int:
+    return COMPUTE_BYTES[recipe.learner.dtype]
 
 
 def _attention_loss(config: AttentionLossConfig, shape: ModelShape, forward: Forward) -> int:

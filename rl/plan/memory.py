@@ -11,7 +11,16 @@ import math
 
 from rl.config import Recipe
 from rl.plan.gpus import Gpu
-from rl.plan.learner_memory import RUNTIME, host_shard, learner_items, reference_items, reference_shard, whole_shard
+from rl.plan.learner_memory import (
+    RUNTIME,
+    host_shard,
+    learner_items,
+    publishing_items,
+    receive_buffers,
+    reference_items,
+    reference_shard,
+    whole_shard,
+)
 from rl.plan.memory_records import HostMemory as HostMemory
 from rl.plan.memory_records import KvCache as KvCache
 from rl.plan.memory_records import MemoryItem as MemoryItem
@@ -56,10 +65,8 @@ def _together(recipe: Recipe, shape: ModelShape, roles: list[RoleMemory]) -> Rol
     others = (len(roles) - 1) * RUNTIME
     left = MemoryItem("runtime", others, f"what {len(roles) - 1} other roles leave on the GPU while they wait: assumed")
     weights = MemoryItem("weights", weight_bytes(recipe, shape), "the rollout's, while a publication arrives")
-    (learner,) = (role for role in roles if role.role == "learner")
-    sent = tuple(item for item in learner.items if item.name in ("weights", "optimizer", "runtime"))
     moments = [(*role.items, left) for role in roles]
-    moments.append((*sent, weights, left))
+    moments.append((*publishing_items(recipe, shape), weights, receive_buffers(recipe, shape), left))
     each = recipe.rollout.tensor_parallel
     gpus = max(role.actors * role.gpus_per_actor for role in roles)
     return RoleMemory("+".join(role.role for role in roles), math.ceil(gpus / each), each, fullest(moments))

@@ -41,9 +41,10 @@ class Group:
 
     @property
     def pairs(self) -> float:
-        """(query, key) pairs that attention computes: all of a masked row, half of a causal one."""
+        """(query, key) pairs that attention computes: half of causal parts, all of the answers' own."""
         if self.layout == "shared" and self.answers > 1:
-            return self.tokens**2
+            answers = self.answers * self.answer
+            return self.prompt**2 / 2 + answers * (self.prompt + answers)
         return self.copies * (self.tokens / self.copies) ** 2 / 2
 
 

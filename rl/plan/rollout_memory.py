@@ -12,7 +12,7 @@ import math
 
 from rl.config import Recipe
 from rl.plan.gpus import Gpu
-from rl.plan.learner_memory import RUNTIME_ITEM, sync_buffers
+from rl.plan.learner_memory import RUNTIME_ITEM, receive_buffers
 from rl.plan.memory_records import KvCache, MemoryItem
 from rl.plan.shapes import ModelShape
 from rl.plan.sharding import COMPUTE_BYTES, FLOAT, parameters
@@ -29,7 +29,7 @@ def rollout_items(recipe: Recipe, shape: ModelShape, workload: Workload, gpu: Gp
     fixed = _fixed(recipe, shape, gpu)
     cache = kv_cache(recipe, shape, workload, gpu)
     told = f"{cache.bytes_per_token / 1024:.0f} KiB a token, {cache.sequences} sequences of the workload's mean"
-    return (*fixed, MemoryItem("kv cache", max(0, cache.bytes), told), sync_buffers(recipe, shape), RUNTIME_ITEM)
+    return (*fixed, MemoryItem("kv cache", max(0, cache.bytes), told), receive_buffers(recipe, shape), RUNTIME_ITEM)
 
 
 def kv_cache(recipe: Recipe, shape: ModelShape, workload: Workload, gpu: Gpu) -> KvCache:

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from rl import attention_hook
+from rl import attention_hook, group_attention
 from rl.attention_hook import BoxRecord, install, text_config
 from rl.attention_loss import BoxTargets, box_loss, chosen_layers
 from rl.layout import lay_out
@@ -208,9 +208,10 @@ def test_a_packed_row_that_attention_does_not_split_is_refused() -> None:
         model.model(input_ids=ids, use_cache=False, box_record=BoxRecord(targets, (0,)))
 
 
-def test_the_shared_group_mask_gives_the_mass_of_separate_rows() -> None:
+def test_a_group_in_one_row_gives_the_mass_of_separate_rows() -> None:
     """Three answers behind one prompt: its query-image rows see the prompt alone, whatever follows."""
     model = build("qwen2_5_vl")
+    group_attention.install(model)
     install(model)
     torch.manual_seed(1)
     tokens = torch.randint(10, 60, (20,))
@@ -224,7 +225,7 @@ def test_the_shared_group_mask_gives_the_mass_of_separate_rows() -> None:
         rows[:, 12:18], columns[:, 3:7] = True, True
         targets = BoxTargets.padded(rows, columns, torch.ones_like(rows))
         record = BoxRecord(targets, (0, 1))
-        names = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids")
+        names = ("input_ids", "groups", "position_ids", "mm_token_type_ids")
         model.model(**{name: getattr(inputs, name) for name in names}, use_cache=False, box_record=record)
         masses[layout] = record.mass().view(-1, 6)
     assert masses["plain"].shape == (3, 6)

@@ -84,14 +84,12 @@ def test_micro_batches_respect_the_token_budget_where_groups_fit() -> None:
         assert all(len(cell) <= 2 for cell in share.micro_batches)
 
 
-def test_the_budget_counts_the_padding_of_shorter_rows() -> None:
-    """Beside a row of 110 tokens one of 30 costs 110: a budget of 150 keeps them apart, one of 220 pairs them."""
+def test_the_budget_counts_padding_where_there_is_some() -> None:
+    """Groups of 110 and 30 tokens: 140 one after another, 2 · 105 and 4 · 105 as rows padded to the longest."""
     batch = many([(100, [5, 5]), (20, [5, 5]), (100, [5, 5]), (20, [5, 5])])
-    (share,) = balance(batch, 1, 150, "shared")
-    assert sorted(len(cell) for cell in share.micro_batches) == [1, 1, 2]
-    (share,) = balance(batch, 1, 220, "shared")
-    assert len(share.micro_batches) == 2
-
+    for layout, budget, cells in (("shared", 140, [2, 2]), ("plain", 419, [1, 1, 2]), ("plain", 420, [2, 2])):
+        (share,) = balance(batch, 1, budget, layout)
+        assert sorted(len(cell) for cell in share.micro_batches) == cells
 
 def test_in_the_plain_layout_every_answer_is_a_padded_row() -> None:
     """Rows of 60, 20 and 20, and twice 20: together 5 × 60 of 140 tokens, apart 3 × 60 and 2 × 20."""

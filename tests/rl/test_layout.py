@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl.config import ModelConfig
+from rl.group_attention import GroupSpan
 from rl.layout import ModelInputs, lay_out, prompt_positions, stack_vision
 from rl.policy import Policy, build_model
 from rl.prompting import EncodedPrompt, PromptEncoder
@@ -118,9 +119,21 @@ def test_an_answer_counts_on_from_its_prompt_and_sees_itself_alone(case: Case) -
     length, largest = len(prompt.input_ids), int(prompt_positions(prompt, case.policy.rope_index).max())
     ragged = [1 + step for answer in (6, 1, 4, 3) for step in range(answer)]
     assert rows[0, length : length + len(ragged)].tolist() == [largest + step for step in ragged]
-    third = length + 6 + 1  # where answer 3 begins
-    seen = inputs.attention_mask[0, 0, third + 1]
+    assert inputs.groups is not None and inputs.groups.spans[0] == GroupSpan(0, length, (6, 1, 4, 3))
+    seen = inputs.groups.bias(length, (6, 1, 4, 3), torch.zeros(1))[6 + 1 + 1] == 0  # of the third answer's second token
+    third = length + 6 + 1  # where it begins
     assert seen.nonzero()[:, 0].tolist() == [*range(length), third, third + 1]
+
+
+def test_groups_lie_one_after_another_without_padding(case: Case) -> None:
+    inputs = case.inputs("shared")
+    lengths = [len(prompt.input_ids) for prompt in case.prompts]
+    assert inputs.input_ids.shape == (1, sum(lengths) + int(case.mask_NGR.sum()))
+    assert inputs.starts == ((0, 0), (0, lengths[0] + 14), (0, lengths[0] + 14 + lengths[1] + 13))
+    for prompt, (_, first) in zip(case.prompts, inputs.starts, strict=True):
+        assert torch.equal(inputs.input_ids[0, first : first + len(prompt.input_ids)], prompt.input_ids)
+    padded = lay_out(case.prompts, case.responses_NGR, case.mask_NGR, case.policy.rope_index, "shared", multiple=64)
+    assert padded.input_ids.shape[1] % 64 == 0
 
 
 def test_a_failed_answer_takes_no_place_and_all_failed_is_refused(case: Case) -> None:

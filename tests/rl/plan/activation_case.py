@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rl.config import LoraConfig, ModelConfig
 from rl.layout import ModelInputs, lay_out
-from rl.plan.activations import Forward, activations
+from rl.plan.activations import Forward, activations, bias_elements
 from rl.plan.shapes import ModelShape, shape_of
 from rl.policy import Policy, peft_config
 from rl.prompting import EncodedPrompt
@@ -141,8 +141,10 @@ def inputs_of(case: Case, policy: Policy) -> ModelInputs:
 def forward_of(inputs: ModelInputs, dtype: torch.dtype) -> Forward:
     rows, length = inputs.input_ids.shape
     patches = len(inputs.vision["pixel_values"])
-    masked = inputs.attention_mask is not None
-    return Forward(rows, length, len(inputs.target_K), patches, masked, dtype.itemsize)
+    spans = () if inputs.groups is None else inputs.groups.spans
+    answers = len(inputs.target_K)
+    bias = sum(bias_elements(span.prompt, span.answers[0], len(span.answers)) for span in set(spans))
+    return Forward(max(rows, len(spans)), length // max(1, len(spans)), answers, patches, dtype.itemsize, bool(spans), bias)
 
 
 def tensors_of(inputs: ModelInputs) -> list[Tensor]:

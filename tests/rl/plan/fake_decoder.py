@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rl.config import ModelConfig
-from rl.plan.activations import Forward, language_block
+from rl.group_attention import Groups, GroupSpan, install
+from rl.plan.activations import Forward, bias_elements, language_block
 from rl.plan.shapes import shape_of, shipped
 from tests.rl.plan.live_bytes import LiveBytes
 
@@ -19,9 +20,10 @@ DTYPE = torch.bfloat16
 
 
 def fake_decoder_peak(model: str, rows: int, length: int, layers: int, checkpointed: bool = True) -> tuple[int, int]:
-    """(bytes held by `layers` of the decoder of `model` at their fullest, those predicted), a mask included.
+    """(bytes held by `layers` of the decoder of `model` at their fullest, those predicted), biases included.
 
-    Beside activations, the gradient that the widest matrix gets before it is added to the one it has.
+    `rows` groups of `length` tokens in one row, half of them prompt, half four answers. Beside activations, the gradient
+    that the widest matrix gets before it is added to the one it has.
     """
     config = json.loads(shipped()[model].read_text())["config"]
     text = config.get("text_config", config)
@@ -29,11 +31,12 @@ def fake_decoder_peak(model: str, rows: int, length: int, layers: int, checkpoin
     with FakeTensorMode():
         found = _peak(_decoder(config, checkpointed), rows, length)
     shape = shape_of(ModelConfig(path=model)).language
-    forward = Forward(rows, length, 0, 0, True, DTYPE.itemsize)
+    bias = rows * bias_elements(length - 4 * (length // 8), length // 8, 4)
+    forward = Forward(rows, length, 0, 0, DTYPE.itemsize, bias=bias)
     block = language_block(shape, forward)
     kept = layers * block.kept(checkpointed) + block.working + checkpointed * block.saved
     tokens = rows * length * DTYPE.itemsize
-    inputs = rows * length**2 + 2 * shape.rotary_axes * tokens * shape.head_dim
+    inputs = forward.bias * DTYPE.itemsize + 2 * shape.rotary_axes * tokens * shape.head_dim
     gradient = DTYPE.itemsize * shape.intermediate * shape.hidden
     return found, kept + inputs + tokens * shape.hidden + gradient
 
@@ -44,21 +47,24 @@ def _decoder(config: dict[str, Any], checkpointed: bool) -> nn.Module:
     ).train()
     if checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    install(model)
     decoder: nn.Module = model.get_decoder()
     return decoder
 
 
 def _peak(decoder: nn.Module, rows: int, length: int) -> int:
     hidden = decoder.config.hidden_size
-    inputs = torch.randn(rows, length, hidden, dtype=DTYPE, requires_grad=True)
+    inputs = torch.randn(1, rows * length, hidden, dtype=DTYPE, requires_grad=True)
     held = [*decoder.parameters(), inputs]
     for each in held:
         each.grad = torch.empty_like(each)
-    mask = torch.ones(rows, 1, length, length, dtype=torch.bool)
-    positions = torch.zeros(3, rows, length, dtype=torch.long)
+    answer = length // 8
+    spans = (GroupSpan(row * length, length - 4 * answer, (answer,) * 4) for row in range(rows))
+    positions = torch.zeros(3, 1, rows * length, dtype=torch.long)
     with LiveBytes([*held, *(each.grad for each in held if each.grad is not None), *decoder.buffers()]) as live:
         before = live.now - inputs.nbytes
-        live.see(mask)
-        output = decoder(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False)
+        output = decoder(
+            inputs_embeds=inputs, attention_mask=None, position_ids=positions, use_cache=False, groups=Groups(tuple(spans))
+        )
         output.last_hidden_state.sum().backward()
     return live.peak - before

@@ -14,10 +14,10 @@ from rl import policy as policy_module
 from rl.batch import balance
 from rl.config import AlgorithmConfig, ModelConfig
 from rl.objectives import GrpoObjective
-from rl.plan.activations import Forward, activations, language_block, logits_bytes, scoring
+from rl.plan.activations import Forward, activations, bias_elements, language_block, logits_bytes, scoring
 from rl.plan.shapes import shape_of
 from tests.rl.learner_case import build_learner, case_batch
-from tests.rl.plan.activation_case import CASES, Case, build_policy, inputs_of, measured, tensors_of
+from tests.rl.plan.activation_case import CASES, Case, build_policy, forward_of, inputs_of, measured, tensors_of
 from tests.rl.plan.fake_decoder import fake_decoder_peak
 from tests.rl.plan.live_bytes import LiveBytes
 
@@ -71,40 +71,45 @@ def test_a_forward_without_gradients_is_as_measured(tmp_path: Path) -> None:
             for tensor in tensors_of(inputs):
                 live.see(tensor)
             policy(inputs, 1.0)
-        rows, length = inputs.input_ids.shape
-        forward = Forward(rows, length, len(inputs.target_K), case.grid**2, True, 4)
-        assert scoring(shape, forward) == pytest.approx(live.peak - before, rel=WITHIN)
+        assert scoring(shape, forward_of(inputs, torch.float32)) == pytest.approx(live.peak - before, rel=WITHIN)
 
 
 def test_a_decoder_block_on_paper() -> None:
-    """Qwen2.5-VL-7B, bfloat16, one row of 1,000 tokens under a mask: 4·1000·2 bytes of mask rows and so on, by hand."""
+    """Qwen2.5-VL-7B, bfloat16, one row of 1,000 tokens whose answers branch: the output put together is its third Q."""
     shape = shape_of(ModelConfig(path="Qwen/Qwen2.5-VL-7B-Instruct")).language
-    forward = Forward(rows=1, length=1000, answer_tokens=0, patches=0, masked=True, bytes_per_number=2)
+    forward = Forward(rows=1, length=1000, answer_tokens=0, patches=0, bytes_per_number=2, bias=400 * 1000)
     norms = 2 * (4 * 3584 + 4 + 2 * 2 * 3584)
-    attention = 4 * 2 * 3584 + 4 * 28 + 2 * 2 * 128
+    attention = 5 * 2 * 3584 + 4 * 28 + 2 * 2 * 128
     block = language_block(shape, forward)
-    assert block.saved == 1000 * (norms + attention + 4 * 2 * 18944) + 2 * 1000 * 1000
+    assert block.saved == 1000 * (norms + attention + 4 * 2 * 18944)
     assert block.input == 1000 * 2 * 3584
 
 
-def test_mask_and_embeddings_of_a_shared_row_are_whole_on_every_rank() -> None:
-    """A quarter of 8,000 tokens: a mask of 8,000² as booleans and as a bias in bfloat16, two tensors of 8,000 × 3,584."""
+def test_embeddings_of_a_shared_row_are_whole_on_every_rank() -> None:
+    """A quarter of 8,000 tokens: two tensors of 8,000 × 3,584 in bfloat16."""
     shape = shape_of(ModelConfig(path="Qwen/Qwen2.5-VL-7B-Instruct"))
-    alone = Forward(rows=1, length=2000, answer_tokens=1000, patches=0, masked=True, bytes_per_number=2)
+    alone = Forward(rows=1, length=2000, answer_tokens=1000, patches=0, bytes_per_number=2)
     shared = replace(alone, whole_length=8000)
-    more = (1 + 2) * (8000**2 - 2000**2) + 2 * 8000 * 3584 * 2
-    assert activations(shape, shared, True).language - activations(shape, alone, True).language == more
+    more = activations(shape, shared, True).language - activations(shape, alone, True).language
+    assert more == 2 * 8000 * 3584 * 2
+
+
+def test_biases_of_long_answers_are_cut() -> None:
+    """8 × 150 behind 5,350 together. 16 × 1,000 behind 5,000: two thousand at a time (3 × 8 million is over 16.8)."""
+    assert bias_elements(5350, 150, 8) == 1200 * (5350 + 1200)
+    assert bias_elements(5000, 1000, 16) == 8 * 2000 * (5000 + 2000)
+    assert bias_elements(5000, 1000, 1) == 0
 
 
 def test_logits_exist_a_chunk_at_a_time() -> None:
     shape = shape_of(ModelConfig(path="Qwen/Qwen2.5-VL-7B-Instruct")).language
-    forward = Forward(1, 20000, 18000, 0, True, 2)
+    forward = Forward(1, 20000, 18000, 0, 2)
     assert logits_bytes(shape, forward) == 5 * 4 * 152064 * 2048
     assert logits_bytes(shape, replace(forward, answer_tokens=100)) == 5 * 4 * 152064 * 100
 
 
 def test_under_lora_images_leave_nothing_behind() -> None:
-    forward = Forward(1, 1000, 100, 40_000, True, 2)
+    forward = Forward(1, 1000, 100, 40_000, 2)
     trained, lora = (
         activations(shape_of(ModelConfig(path="Qwen/Qwen2-VL-7B-Instruct", **changed)), forward, checkpointed=True)
         for changed in ({}, {"freeze_vision": True})

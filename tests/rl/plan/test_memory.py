@@ -108,9 +108,9 @@ def test_micro_batches_are_filled_with_mean_groups_and_bear_one_longest() -> Non
     typical, longest = forwards(recipe(), WORKLOAD, "grpo", 4, 1)
     assert (typical.rows, typical.length, typical.answer_tokens) == (5, 2900, 10_000)
     assert (longest.rows, longest.length, longest.answer_tokens) == (1, 18_432, 16_384)
-    assert typical.masked
+    assert typical.bias == 5 * 2000 * 2900  # of every group's answers, all its tokens
     (plain, _) = forwards(recipe("learner.layout=plain"), WORKLOAD, "grpo", 4, 1)
-    assert (plain.rows, plain.length, plain.masked) == (8, 1150, False)
+    assert (plain.rows, plain.length, plain.packed, plain.bias) == (8, 1150, False, 0)
 
 
 def test_ranks_that_share_a_sequence_share_its_tokens() -> None:

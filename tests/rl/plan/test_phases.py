@@ -3,9 +3,9 @@
 The model of plan_case.py on paper, a group of a 30-token prompt with 80 patches in 2 images and 4 answers of 10 tokens, as
 one row of 30 + 4 × 10 = 70 tokens:
 
-    decoder   2 × 2,000 × 70 = 280,000, attention 4 × 100 × 2 layers × 70² = 3,920,000
+    decoder   2 × 2,000 × 70 = 280,000, attention 4 × 100 × 2 layers × (30² / 2 + 40 × 70) = 2,600,000
     tower     2 × (600 × 80 + 400 × 20) = 112,000, attention 80 × 3 layers × 4 × 10 × 40 = 384,000
-    head      2 × 100 × 50 × 40 = 400,000                                  forward 5,096,000 in all
+    head      2 × 100 × 50 × 40 = 400,000                                  forward 3,776,000 in all
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rl.plan.sampling import decoding_of
 from rl.plan.situation import Situation
 from tests.rl.plan.plan_case import hardware, recipe, shape, situation, workload
 
-FORWARD = 5_096_000
+FORWARD = 3_776_000
 
 
 def timed(at: Situation) -> dict[str, Phase]:
@@ -55,7 +55,7 @@ def test_an_adapter_needs_no_gradients_of_the_matrices_it_stands_on() -> None:
     """Decoder: input gradients of 2 × (1,000 + 10), own gradients of 2 × 10 alone; nothing in the tower, which learns
     nothing; the head's input gradient and its second forward."""
     operations = group_operations(shape(trains=False, adapter=10), group())
-    matrices, adapters, attention = 2 * 2_020 * 70, 2 * 20 * 70, 3_920_000
+    matrices, adapters, attention = 2 * 2_020 * 70, 2 * 20 * 70, 2_600_000
     assert operations.forward == matrices + attention + 496_000 + 400_000
     assert operations.backward == matrices + adapters + 2 * attention + 2 * 400_000
     assert operations.recomputed == matrices + attention
@@ -145,9 +145,9 @@ def test_a_quantized_base_is_whole_on_every_rank_and_only_its_adapter_travels() 
 
 
 def test_ranks_that_share_a_sequence_share_its_decoder_but_not_its_tower() -> None:
-    """Two ranks, all 4 groups on both: a forward each of 496,000 + (280,000 + 3,920,000 + 400,000) / 2."""
+    """Two ranks, all 4 groups on both: a forward each of 496,000 + (280,000 + 2,600,000 + 400,000) / 2."""
     phases = timed(situation(recipe(learner__sequence_parallel=2)))
-    assert phases["old logprobs"].seconds == pytest.approx(8 * (496_000 + 4_600_000 / 2) / 1e6)
+    assert phases["old logprobs"].seconds == pytest.approx(8 * (496_000 + 3_280_000 / 2) / 1e6)
     # 560 tokens: 280 on each rank; q, k, v and output of 5 heads of 20 in 2 bytes, two layers, three passes, half leaves.
     assert phases["sequence exchange"].seconds == pytest.approx(3 * 280 * (4 * 5 * 20 * 2) * 2 / 2 / 1e4)
 
