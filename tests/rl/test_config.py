@@ -54,6 +54,12 @@ def test_overrides_win_over_the_recipe_and_the_recipe_over_its_parent(tmp_path: 
         ("learner.ranks=0", ["learner.ranks"]),
         ("stages=[gropo]", ["stages", "grpo"]),
         ("seed", ["key=value"]),
+        ("profile=x", ["profile.steps", "3-5"]),
+        ("profile=0-2", ["profile.steps", "from 1"]),
+        ("profile=5-3", ["profile.steps", "upwards"]),
+        ("profile=11", ["profile.steps", "10 steps"]),
+        ("profile.torch=true", ["profile.torch", "profile.steps"]),
+        ("profile.step=3", ["profile.step", "profile.steps"]),
     ],
 )
 def test_what_cannot_run_is_refused_by_name(recipe_file: Path, override: str, words: list[str]) -> None:
@@ -104,13 +110,6 @@ def test_dropout_is_refused_where_logprobs_are_compared(recipe_file: Path) -> No
     assert load_recipe(recipe_file, [*dropping, "stages=[sft]", "sft.steps=1"]).model.lora.dropout == 0.1
 
 
-def test_flash_attention_is_refused_where_a_mask_is_needed(recipe_file: Path) -> None:
-    flash = "model.attention=flash_attention_2"
-    with pytest.raises(ConfigError, match=r"learner\.layout=plain"):
-        load_recipe(recipe_file, [flash])
-    assert load_recipe(recipe_file, [flash, "learner.layout=plain"]).model.attention == "flash_attention_2"
-
-
 def test_a_config_error_answers_without_torch_ray_or_vllm(recipe_file: Path) -> None:
     program = (
         "import sys; from rl.train import main; status = main(sys.argv[1:]); "
@@ -122,3 +121,15 @@ def test_a_config_error_answers_without_torch_ray_or_vllm(recipe_file: Path) -> 
     assert done.returncode == 2
     assert "did you mean `grpo.steps`" in done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_profile_alone_means_its_steps_on_the_command_line_and_in_a_recipe(tmp_path: Path, recipe_file: Path) -> None:
+    assert load_recipe(recipe_file).profile.wanted() == frozenset()
+    assert load_recipe(recipe_file, ["profile=3-5,8"]).profile.wanted() == {3, 4, 5, 8}
+    assert load_recipe(recipe_file, ["profile.steps=2", "profile.torch=true"]).profile.wanted() == {2}
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: recipe.yaml\nprofile: 7\n")
+    assert load_recipe(child).profile.wanted() == {7}
+    assert load_recipe(child, ["profile=null"]).profile.wanted() == frozenset()
+    child.write_text(to_yaml(load_recipe(child)))
+    assert load_recipe(child).profile.wanted() == {7}
