@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def _nobody_records_afterwards() -> Iterator[None]:
     RECORDER.stop()
 
 
-def events_of(work: Callable[[], object], with_torch: bool = False) -> list[Event]:
-    trace.start(with_torch)
+def events_of(work: Callable[[], object]) -> list[Event]:
+    trace.start(False)
     work()
     return list(trace.stop().events)
 
@@ -143,21 +144,34 @@ def test_what_does_not_fit_is_counted_and_left_out(monkeypatch: pytest.MonkeyPat
 
 
 def test_torchs_events_are_on_the_same_axis_inside_the_span_that_caused_them() -> None:
+    """An engine's own thread works, while an actor's other threads begin and end the recording."""
     matrix = torch.eye(64)
+    begin, done, leave = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
+        begin.wait()
         with span("multiply"):
             time.sleep(0.01)
             matrix @ matrix
             time.sleep(0.01)
+        done.set()
+        leave.wait()
 
-    events = events_of(work, with_torch=True)
+    engine = threading.Thread(target=work, name="engine")
+    engine.start()
+    with ThreadPoolExecutor(1) as one:
+        one.submit(trace.start, True).result()
+    begin.set()
+    done.wait()
+    with ThreadPoolExecutor(1) as another:
+        events = another.submit(trace.stop).result().events
+    leave.set()
     (multiply,) = [event for event in events if event.name == "multiply"]
-    products = [event for event in events if event.name == "aten::mm"]
-    assert [event.kind for event in products] == [TORCH]
-    assert products[0].thread == multiply.thread
-    assert multiply.began < products[0].began
-    assert products[0].began + products[0].lasted < multiply.began + multiply.lasted
+    (product,) = [event for event in events if event.name == "aten::mm"]
+    assert product.kind == TORCH
+    assert (product.thread, product.thread_name) == (multiply.thread, "engine")
+    assert multiply.began < product.began
+    assert product.began + product.lasted < multiply.began + multiply.lasted
 
 
 def lanes() -> list[Lane]:
