@@ -43,8 +43,8 @@ def asks_for_gpus(recipe: Recipe, local: bool, there: bool) -> bool:
 
 
 def sampler_group(recipe: Recipe) -> type[RolloutGroup]:
-    """Samplers stream for the one stage that may run ahead; others would touch the engine from outside its thread."""
-    return StreamingRolloutGroup if "grpo" in recipe.stages and recipe.grpo.max_staleness else RolloutGroup
+    """Samplers stream for the one stage that works on groups as they end."""
+    return StreamingRolloutGroup if "grpo" in recipe.stages else RolloutGroup
 
 
 def needs_reference(recipe: Recipe) -> bool:
@@ -67,11 +67,15 @@ def cpu_threads(ranks: int, beside: int = 0) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class StagePolicy:
-    """The policy a stage trains, the frozen one it is held to, and the actors behind them."""
+    """The policy a stage trains, the frozen one it is held to, and the actors behind them.
+
+    `reference_chunk`: how many tokens keep all ranks of the reference busy; None where it waits for the samplers' GPUs.
+    """
 
     learner: ExportingLearner
     reference: FrozenPolicy | None
     groups: tuple[LearnerGroup, ...]
+    reference_chunk: int | None
 
     def shutdown(self) -> None:
         for group in self.groups:
@@ -116,7 +120,8 @@ class Crew:
         learner.connect(self.recipe.model, self.recipe.sync, self.samplers.seats())
         computing = groups[-1] if len(groups) > 1 else AdapterReference(learner)
         reference = tenancy.reference(computing, on=groups[-1]) if held else None
-        return StagePolicy(tenancy.learner(learner), reference, groups)
+        chunk = None if tenancy.shared else groups[-1].tokens_at_once
+        return StagePolicy(tenancy.learner(learner), reference, groups, chunk)
 
     def _group(self, role: str) -> LearnerGroup:
         beside = self.recipe.rollout.actors if self.recipe.grpo.max_staleness else 0

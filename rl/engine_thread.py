@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from rl.protocols import SampledGroup
 
-# Of every turn, the seconds in which posted calls begin: to take on many requests at once would hold up those under way.
+# Of every turn, the seconds in which posted calls begin while the engine is at work: to take on many requests at once would
+# hold up those under way. An idle engine takes on all that were posted, so that they share its first step.
 POSTED_S = 0.02
 
 P = ParamSpec("P")
@@ -62,8 +63,12 @@ class EngineThread:
 
     def post(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """`function(…)` in the thread; does not wait. What it raises ends the thread, and `collect` raises it."""
+        self.post_all([lambda: function(*args, **kwargs)])
+
+    def post_all(self, functions: Sequence[Callable[[], object]]) -> None:
+        """As `post`, of several calls: an idle engine makes no step between the first and the last of them."""
         with self._changed:
-            self._posted.append(lambda: function(*args, **kwargs))
+            self._posted.extend(functions)
             self._changed.notify_all()
 
     def drive(self, engine: Stepped) -> None:
@@ -88,10 +93,10 @@ class EngineThread:
         try:
             while True:  # as long as its actor's process, or until a step fails
                 asked = self._next()
-                began = time.perf_counter()
+                idle, began = not self._works(), time.perf_counter()
                 for function in asked:
                     function()
-                while self._posted and time.perf_counter() - began < POSTED_S:
+                while self._posted and (idle or time.perf_counter() - began < POSTED_S):
                     self._timed(self._posted.popleft())
                 self._step()
         except Exception as error:  # whoever waits for groups or asks for something is told

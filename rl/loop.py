@@ -4,6 +4,9 @@
                   ▲                                                              │
                   └──────── publish weights v+1 ◄──────── update ◄───────────────┘
 
+Rewards, and the reference, begin on groups that are complete while others are sampled (rl/sampling_round.py,
+rl/early_reference.py); what a step learns from does not depend on which came first.
+
 A rollout or a reward that fails leaves its group; a group under two members is dropped; both are counted, never scored
 zero. The loop sees Protocols only: Ray and vLLM live behind `rl/actors/`.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from verl.protocol import DataProto
@@ -24,16 +28,19 @@ from rl.advantages import group_advantages
 from rl.batch import Group, as_objects, group_batch
 from rl.clock import PhaseClock
 from rl.config import AlgorithmConfig, GrpoConfig
+from rl.early_reference import EarlyReference
 from rl.protocols import FrozenPolicy, PolicyLearner, Rewards, Rollouts
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
+from rl.sampling_round import SamplingRounds
 from rl.schedule import learning_rate
 
-# The phases of a synchronous step in which each role works.
+# The phases of a synchronous step in which a role works; rewards work beside the samplers, and are timed by themselves.
 WORK: Mapping[str, Sequence[str]] = {
     "rollout": ("rollout", "publish"),
     "learner": ("gate", "old_logprobs", "update", "publish"),
-    "reward": ("reward",),
 }
+# The phases in which the learner computes.
+LEARNING = ("gate", "old_logprobs", "update")
 
 
 class SyncError(RuntimeError):
@@ -50,12 +57,17 @@ class NothingToLearnError(RuntimeError):
 
 @dataclass(frozen=True)
 class Roles:
-    """Who does the work of a step. `reference` is None when the KL coefficient is 0."""
+    """Who does the work of a step. `reference` is None when the KL coefficient is 0.
+
+    `reference_chunk`: on how many tokens of complete groups the reference begins while others are sampled; None: on all of a
+    batch together, as it must where samplers and reference share GPUs.
+    """
 
     rollouts: Rollouts
     rewards: Rewards
     learner: PolicyLearner
     reference: FrozenPolicy | None
+    reference_chunk: int | None = None
 
 
 @dataclass
@@ -87,6 +99,8 @@ class GrpoLoop:
         self.grpo, self.algorithm, self.sampling, self.mismatch_bound = grpo, algorithm, sampling, mismatch_bound
         self.version = 0
         self.clock = PhaseClock()
+        self.rounds = SamplingRounds(roles.rollouts, self.clock)
+        self.reference = None if roles.reference is None else EarlyReference(roles.reference, roles.reference_chunk)
         self._gated = False
 
     def step(self, step: int) -> StepReport:
@@ -111,22 +125,30 @@ class GrpoLoop:
             judged = self.next_groups(self.grpo.prompts_per_step - len(groups), step, attempt, report)
             whole = [group for group in judged if len(group.rollouts) >= 2]
             count_up(report.metrics, "groups/dropped", len(judged) - len(whole))
+            teaching = [group for group in whole if self._teaches(group)]
             if self.algorithm.dynamic_sampling:
-                teaching = [group for group in whole if max(group.rewards) > min(group.rewards)]
                 count_up(report.metrics, "groups/without_spread", len(whole) - len(teaching))
-                whole = teaching
-            groups += whole
+            groups += teaching
             if len(groups) >= self.grpo.prompts_per_step:
                 break
         return groups
 
+    def _teaches(self, group: Group) -> bool:
+        """Whether a step learns from the group."""
+        if len(group.rollouts) < 2:
+            return False
+        return not self.algorithm.dynamic_sampling or max(group.rewards) > min(group.rewards)
+
     def next_groups(self, count: int, step: int, attempt: int, report: StepReport) -> list[Group]:
         """The next `count` prompts with those of their answers that were sampled and judged."""
         samples = self.prompts.take(count)
-        with self.clock.phase("rollout"):
-            answers = self.roles.rollouts.generate(samples, self._sampling_of(step, attempt))
-        with self.clock.phase("reward"):
-            return self.judge(samples, answers, report)
+        judge = partial(self.judge, report=report)
+        return self.rounds.run(samples, self._sampling_of(step, attempt), judge, self._begin_reference)
+
+    def _begin_reference(self, sampler: int, group: Group) -> None:
+        """`sampler` ended this group, while others may still be sampled."""
+        if self.reference is not None and self._teaches(group):
+            self.reference.add(sampler, group)
 
     def _sampling_of(self, step: int, attempt: int) -> Sampling:
         """The step's own seed, so that a resumed run draws what the uninterrupted one would have drawn."""
@@ -171,9 +193,9 @@ class GrpoLoop:
         with self.clock.phase("advantage"):
             batch = group_batch(groups)
             batch.batch["advantages"] = group_advantages(batch, self.algorithm)
-        if self.roles.reference is not None:
+        if self.reference is not None:
             with self.clock.phase("reference"):
-                batch.non_tensor_batch["reference"] = as_objects(self.roles.reference.begin(batch))
+                batch.non_tensor_batch["reference"] = as_objects(self.reference.handles(groups, batch))
         if self.algorithm.old_logprobs == "rollout":
             batch.batch["old_logprobs"] = batch.batch["rollout_logprobs"].clone()
         elif self.grpo.prompts_per_step > self.grpo.prompts_per_update:  # however many groups were lost
@@ -224,7 +246,8 @@ class GrpoLoop:
         """Begin what may begin of `step`, in the time of the step before: nothing, here."""
 
     def shutdown(self) -> None:
-        """End what goes on between steps: nothing, here."""
+        """End what goes on in the background."""
+        self.rounds.close()
 
     def _summary(self, groups: Sequence[Group]) -> dict[str, float]:
         scores = [score for group in groups for score in group.scores]
@@ -252,8 +275,15 @@ class GrpoLoop:
             "throughput/tokens_per_s": tokens / seconds,
             "throughput/rollout_tokens_per_s": tokens / max(times["time/rollout"], 1e-9),
         }
-        idle = {f"throughput/idle_{role}": max(0.0, 1.0 - busy / seconds) for role, busy in self._busy(times).items()}
-        return times | speeds | idle
+        rounds = self.rounds.lap()
+        busy_s = {"reward": rounds.judging_s} | self._busy(times)
+        idle = {f"throughput/idle_{role}": max(0.0, 1.0 - busy / seconds) for role, busy in busy_s.items()}
+        overhead = {"throughput/overhead": max(0.0, 1.0 - self._computing(times) / seconds)}
+        return times | speeds | idle | overhead | rounds.metrics
+
+    def _computing(self, times: dict[str, float]) -> float:
+        """Seconds of the step in which samplers (the loop waits for them) or learner computed, not passed weights on."""
+        return sum(times.get(f"time/{phase}", 0.0) for phase in ("rollout", *LEARNING))
 
     def _busy(self, times: dict[str, float]) -> dict[str, float]:
         """Seconds of the step in which each role had something to do; weights keep both busy who send and take them."""

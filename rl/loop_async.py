@@ -30,10 +30,11 @@ from rewards.score import Completion
 from rl.batch import Group
 from rl.config import AlgorithmConfig, GrpoConfig
 from rl.group_stream import GroupStream
-from rl.loop import GrpoLoop, Roles, StepReport, count_up
+from rl.loop import LEARNING, GrpoLoop, Roles, StepReport, count_up
 from rl.prompt_ledger import Loan, PromptLedger
 from rl.protocols import StreamingRollouts
 from rl.records import Rollout, RolloutFailure, Sampling
+from rl.sampler_counts import SamplerCounts
 
 
 class AsyncGrpoLoop(GrpoLoop):
@@ -57,16 +58,18 @@ class AsyncGrpoLoop(GrpoLoop):
         self._loans: dict[int, Loan] = {}
         self._next_ticket: int | None = None
         self._worked: dict[str, float] = {}  # seconds by role: so far when a step begins, of the step when it ends
+        self._counted: SamplerCounts | None = None  # likewise
 
     def collect(self, step: int, report: StepReport) -> list[Group]:
         if self._next_ticket is None:
             self._next_ticket = step * self.grpo.prompts_per_step
-        self._worked = self._work_so_far()
+        self._worked, self._counted = self._work_so_far(), self.rounds.counts()
         return super().collect(step, report)
 
     def look_ahead(self, step: int) -> None:
         self.feed(step, self.grpo.prompts_per_step)
         self._worked = {role: seconds - self._worked[role] for role, seconds in self._work_so_far().items()}
+        self.rounds.count_since(self._counted)
 
     def _work_so_far(self) -> dict[str, float]:
         return {"rollout": self.samplers.busy_seconds(), "reward": self.stream.judging_s}
@@ -165,9 +168,14 @@ class AsyncGrpoLoop(GrpoLoop):
     def _busy(self, times: dict[str, float]) -> dict[str, float]:
         return super()._busy(times) | self._worked
 
+    def _computing(self, times: dict[str, float]) -> float:
+        """Samplers and learner work side by side: at least for these seconds one of them did."""
+        learning = sum(times.get(f"time/{phase}", 0.0) for phase in LEARNING)
+        return learning + max(times.get("time/rollout", 0.0), self._worked["rollout"] - learning)
+
     def shutdown(self) -> None:
-        """End what runs in the background."""
         self.stream.close()
+        super().shutdown()
 
 
 def oldest_version(group: Group, default: int) -> int:

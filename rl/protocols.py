@@ -16,6 +16,7 @@ from verl.protocol import DataProto
 from data.sample import Sample
 from rewards.score import Completion, RewardFailure, Score
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
+from rl.sampler_counts import SamplerCounts
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class GroupRequest:
 
 @dataclass(frozen=True)
 class SampledGroup:
-    """All answers to the request of this `ticket`, `sampling.n` of them."""
+    """All answers to the request of this `ticket`, `sampling.n` of them, by the sampler of this number."""
 
     ticket: int
     answers: tuple[Rollout | RolloutFailure, ...]
+    sampler: int = 0
 
 
 @runtime_checkable
@@ -77,6 +79,14 @@ class StreamingRollouts(Rollouts, Protocol):
         """Seconds since the start in which there was something to do, the mean of the samplers."""
 
 
+@runtime_checkable
+class CountingRollouts(Protocol):
+    """Samplers that know how much of their prompts they computed."""
+
+    def counts(self) -> SamplerCounts:
+        """Totals since the start, over all samplers."""
+
+
 class Rewards(Protocol):
     """The verifiers."""
 
@@ -88,7 +98,10 @@ class FrozenPolicy(Protocol):
     """The reference."""
 
     def begin(self, batch: DataProto) -> Sequence[Any]:
-        """Start on the logprobs of the batch's answers, and return at once: a handle a group, which a learner redeems."""
+        """Start on the logprobs of the batch's answers, and return at once: a handle a group, which a learner redeems.
+
+        Handles of several calls may come together in one batch; a handle that nobody redeems costs nothing more.
+        """
 
 
 class PolicyLearner(Protocol):

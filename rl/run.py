@@ -135,7 +135,9 @@ class Stage:
         rollout = recipe.rollout
         loop = AsyncGrpoLoop if recipe.grpo.max_staleness else GrpoLoop
         made = loop(
-            roles=Roles(crew.rollouts, crew.rewards, self.policy.learner, self.policy.reference),
+            roles=Roles(
+                crew.rollouts, crew.rewards, self.policy.learner, self.policy.reference, self.policy.reference_chunk
+            ),
             prompts=PromptLedger(self.run_.train, recipe.seed),
             complete=self.run_.encoder.completion,
             grpo=recipe.grpo,

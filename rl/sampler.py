@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.logprobs import FlatLogprobs
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
@@ -33,6 +34,7 @@ from data.sample import Sample
 from rl.prompting import PromptEncoder
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import LORA_RANKS, SamplerConfig
+from rl.sampler_counts import PrefillWatch, SamplerCounts
 from rl.sampler_weights import Loaded
 from rl.sync.seats import Seat
 from rl.trace import spanned
@@ -53,26 +55,6 @@ class PromptMismatchError(RuntimeError):
 
 class WeightsError(RuntimeError):
     """New weights did not arrive whole. The sampler keeps its version, and samples no more until a load succeeds."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplerCounts:
-    """Totals since the sampler was built.
-
-    `prompt_tokens` counts a prompt once, however many completions it got; `engine_errors` the batches that vLLM failed on
-    and that were run again prompt by prompt.
-    """
-
-    prompts: int = 0
-    prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    completion_tokens: int = 0
-    failures: int = 0
-    engine_errors: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: SamplerCounts) -> SamplerCounts:
-        return SamplerCounts(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 @dataclass(frozen=True)
@@ -100,6 +82,7 @@ class VllmSampler:
         self.encoder = encoder or PromptEncoder(config.model, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
         self._engine = _build_engine(config, self.encoder)
         self._steps = EngineSteps(self._engine)
+        self._prefills = PrefillWatch(self._engine.llm_engine.engine_core.engine_core.scheduler)
         self._ban = dict.fromkeys(self.encoder.banned_token_ids, -math.inf)
         self._version = 0
         self._broken: str | None = None
@@ -113,7 +96,7 @@ class VllmSampler:
 
     @property
     def counts(self) -> SamplerCounts:
-        return self._counts
+        return self._counts + self._prefills.counts
 
     # ── sampling ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -170,6 +153,7 @@ class VllmSampler:
             seed=None if sampling.seed is None else request_seed(sampling.seed, sample.id),
             stop_token_ids=list(self.encoder.eos_token_ids),
             logprobs=0,
+            flat_logprobs=True,  # lists of numbers, where the default makes a dict and a record a token
             logit_bias=self._ban,
             detokenize=False,
         )
@@ -215,17 +199,17 @@ class VllmSampler:
                 f"sample {sample.id}: vLLM made {len(output.prompt_token_ids or ())} prompt tokens, the processor "
                 f"{len(request.input_ids)}, or other ids; are both given the same model folder and pixel limits?"
             )
-        self._counts += SamplerCounts(cached_prompt_tokens=output.num_cached_tokens or 0)
         rollouts: list[Rollout | RolloutFailure] = [self._rollout(request, completion) for completion in output.outputs]
         return rollouts * n if len(rollouts) == 1 else rollouts
 
     def _rollout(self, request: PromptRequest, completion: CompletionOutput) -> Rollout:
-        tokens = tuple(completion.token_ids)
-        assert completion.logprobs is not None and completion.finish_reason is not None
+        tokens, logprobs = tuple(completion.token_ids), completion.logprobs
+        assert isinstance(logprobs, FlatLogprobs) and completion.finish_reason is not None
+        assert tuple(logprobs.token_ids) == tokens  # a step's only logprob is that of the token it sampled
         return Rollout(
             prompt_id=request.sample.id,
             tokens=tokens,
-            logprobs=tuple(step[token].logprob for step, token in zip(completion.logprobs, tokens, strict=True)),
+            logprobs=tuple(logprobs.logprobs),
             text=self.encoder.decode(tokens),
             finish_reason=completion.finish_reason,
             policy_version=self._version,

@@ -27,8 +27,9 @@ from data.sample import Sample
 from rl.prompting import PromptEncoder
 from rl.protocols import GroupRequest, SampledGroup
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
-from rl.sampler import PromptRequest, SamplerCounts, VllmSampler, check_sampling, failures_of
+from rl.sampler import PromptRequest, VllmSampler, check_sampling, failures_of
 from rl.sampler_config import SamplerConfig
+from rl.sampler_counts import SamplerCounts
 
 logger = logging.getLogger(__name__)
 

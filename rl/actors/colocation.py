@@ -1,6 +1,6 @@
 """Colocation: samplers, learner and reference take turns on the same GPUs, behind the loop's own Protocols.
 
-    generate                 ─► the samplers are awake             learner and reference in host memory
+    generate, submit         ─► the samplers are awake             learner and reference in host memory
     begin                    ─► the reference is on the GPUs       the samplers asleep
     logprobs, update, save … ─► the learner is on the GPUs         the reference done, and in host memory
     load                     ─► the samplers take memory for weights ─► load ─► the learner leaves ─► room for a KV cache
@@ -20,8 +20,18 @@ from verl.protocol import DataProto
 
 from data.sample import Sample
 from rl.loop import hand_over
-from rl.protocols import FrozenPolicy, PolicyLearner, Published, Rollouts
+from rl.protocols import (
+    CountingRollouts,
+    FrozenPolicy,
+    GroupRequest,
+    PolicyLearner,
+    Published,
+    Rollouts,
+    SampledGroup,
+    StreamingRollouts,
+)
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
+from rl.sampler_counts import SamplerCounts
 
 
 class Samplers(Rollouts, Protocol):
@@ -30,6 +40,10 @@ class Samplers(Rollouts, Protocol):
     def sleep(self, keep_weights: bool) -> None: ...
 
     def wake(self, part: Literal["weights", "kv_cache"]) -> None: ...
+
+
+class StreamingSamplers(Samplers, StreamingRollouts, CountingRollouts, Protocol):
+    """`rl.actors.rollout_stream.StreamingRolloutGroup`."""
 
 
 class ExportingLearner(PolicyLearner, Protocol):
@@ -98,11 +112,14 @@ class ColocatedRollouts:
         self._weights_awake, self._whole = False, self.adapters
 
     def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[list[Rollout | RolloutFailure]]:
+        self._awake()
+        return self.samplers.generate(samples, sampling)
+
+    def _awake(self) -> None:
         if not self._whole:
             assert self.learner is not None
             hand_over(self.learner, self, self.version)
         self.gpus.give(self)
-        return self.samplers.generate(samples, sampling)
 
     def load(self, published: Published) -> list[WeightsReceipt]:
         """The learner, which has begun to send, holds the GPUs until everything has arrived."""
@@ -113,6 +130,27 @@ class ColocatedRollouts:
         self.version, self._whole = published.version, True
         self.gpus.give(self)
         return receipts
+
+
+class ColocatedStream(ColocatedRollouts):
+    """`rl.protocols.StreamingRollouts`, of samplers that stream. They keep the GPUs until all that was submitted has ended:
+    who asks for them before that finds the samplers unwilling to sleep.
+    """
+
+    samplers: StreamingSamplers
+
+    def submit(self, requests: Sequence[GroupRequest]) -> None:
+        self._awake()
+        self.samplers.submit(requests)
+
+    def collect(self, timeout_s: float) -> list[SampledGroup]:
+        return self.samplers.collect(timeout_s)
+
+    def busy_seconds(self) -> float:
+        return self.samplers.busy_seconds()
+
+    def counts(self) -> SamplerCounts:
+        return self.samplers.counts()
 
 
 class RanksInTurn:

@@ -72,7 +72,7 @@ class LearnerActor:
 
     def update(self, share: RankShare, lr: float) -> dict[str, float]:
         handles = share.batch.non_tensor_batch.pop("reference", None)
-        reference = None if handles is None else partial(_redeem, handles)
+        reference = None if handles is None else partial(_redeem, handles, share.batch.batch["responses"].shape)
         return self.learner.update(_with_samples(share), self.objective, lr, reference)
 
     def seat(self) -> Seat:
@@ -117,13 +117,17 @@ def _with_samples(share: RankShare) -> RankShare:
 
 
 @spanned("wait for reference", WAIT)
-def _redeem(handles: Sequence[tuple[ray.ObjectRef, int]]) -> Tensor:
-    """The rows behind handles, waiting for the reference where it still computes."""
+def _redeem(handles: Sequence[tuple[ray.ObjectRef, int]], shape: Sequence[int]) -> Tensor:
+    """The rows behind handles, waiting for the reference where it still computes; zeros where its answers were shorter."""
     import torch
 
     references = list(dict.fromkeys(reference for reference, _ in handles))
     computed = dict(zip(references, ray.get(references), strict=True))
-    return torch.stack([computed[reference][place] for reference, place in handles])
+    whole = torch.zeros(*shape)
+    for row, (reference, place) in enumerate(handles):
+        found = computed[reference][place]
+        whole[row, : found.shape[0], : found.shape[1]] = found
+    return whole
 
 
 class LearnerGroup:
@@ -158,6 +162,11 @@ class LearnerGroup:
         fixed = (model, self.config, optimizer, algorithm, attention_loss)
         arguments = [(*fixed, where, temperature, start_from, keeps_reference) for where in ranks]
         return self.group.submit_each("build", arguments)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """What fits into one micro-batch of every rank."""
+        return self.config.tokens_per_micro_batch * len(self.group) // self.config.sequence_parallel
 
     def ready(self, pending: list[ray.ObjectRef]) -> None:
         self.group.collect("build", pending, timeout_s=self.timeout_s)

@@ -16,6 +16,7 @@ from rl.config import ModelConfig, RolloutConfig
 from rl.protocols import Published
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler_config import Device, SamplerConfig, sampler_env
+from rl.sampler_counts import SamplerCounts
 from rl.trace import traced
 from rl.tracking import peak_memory_mib
 
@@ -45,6 +46,9 @@ class RolloutActor:
         else:
             receipt = self.sampler.load_adapter(published.tensors, published.adapter, published.version)
         return WeightsReceipt(receipt.version, added([*loaded, receipt.checksum]))
+
+    def counts(self) -> SamplerCounts:
+        return self.sampler.counts
 
     def seats(self) -> list[Seat]:
         return self.sampler.seats()
@@ -97,6 +101,10 @@ class RolloutGroup:
 
     def load(self, published: Published) -> list[WeightsReceipt]:
         return self.group.call_all("load", published)
+
+    def counts(self) -> SamplerCounts:
+        """`rl.protocols.CountingRollouts`."""
+        return sum(self.group.call_all("counts"), start=SamplerCounts())
 
     def seats(self) -> list[list[Seat]]:
         """By actor, where its engine's workers are."""

@@ -10,9 +10,18 @@ from typing import Any, ClassVar, Protocol
 
 import ray
 
-from rl.actors.colocation import ColocatedLearner, ColocatedReference, ColocatedRollouts, ExportingLearner, Gpus, RanksInTurn
+from rl.actors.colocation import (
+    ColocatedLearner,
+    ColocatedReference,
+    ColocatedRollouts,
+    ColocatedStream,
+    ExportingLearner,
+    Gpus,
+    RanksInTurn,
+)
 from rl.actors.learner import LearnerGroup
 from rl.actors.rollout import RolloutGroup
+from rl.actors.rollout_stream import StreamingRolloutGroup
 from rl.protocols import FrozenPolicy, Rollouts
 
 
@@ -73,7 +82,8 @@ class SharedGpus:
 
     def __init__(self, samplers: RolloutGroup, adapters: bool) -> None:
         self.samplers, self.gpus = samplers, Gpus()
-        self.rollouts = ColocatedRollouts(samplers, self.gpus, adapters)
+        streams = isinstance(samplers, StreamingRolloutGroup)
+        self.rollouts = (ColocatedStream if streams else ColocatedRollouts)(samplers, self.gpus, adapters)
         self._tenants: dict[LearnerGroup, RanksInTurn] = {}
 
     def begin_stage(self) -> None:

@@ -26,8 +26,6 @@ def test_gpus_are_asked_for_where_they_are_or_will_be(named: bool, local: bool, 
 
 
 def test_samplers_stream_only_for_grpo() -> None:
-    ahead = ["grpo.max_staleness=1", "algorithm.rollout_is=token"]
-    assert sampler_group(load_recipe("recipes/locus/tiny.yaml", ahead)) is StreamingRolloutGroup
-    assert sampler_group(load_recipe("recipes/locus/tiny.yaml", [])) is RolloutGroup
-    colocated = ["stages=[sft]", "sft.steps=1", "cluster.placement=colocated", "learner.ranks=1", "rollout.actors=1"]
-    assert sampler_group(load_recipe("recipes/locus/tiny.yaml", [*ahead, *colocated])) is RolloutGroup
+    assert sampler_group(load_recipe("recipes/locus/tiny.yaml", [])) is StreamingRolloutGroup
+    sft = ["stages=[sft]", "sft.steps=1", "cluster.placement=colocated", "learner.ranks=1", "rollout.actors=1"]
+    assert sampler_group(load_recipe("recipes/locus/tiny.yaml", sft)) is RolloutGroup
