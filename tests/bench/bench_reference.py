@@ -3,7 +3,7 @@
     python -m tests.bench.bench_reference [--repeats 5] [--json]
 
 The reference's work, and the learner's where a step needs old logprobs: a forward without gradients, on the demo's model in
-float32, one thread. Both layouts take turns in one process. Floors: the ratio of tokens computed, G · (P + R) / (P + G · R);
+float32, one thread; seconds are of the processor. Both layouts take turns in one process. Floors: the ratio of tokens computed, G · (P + R) / (P + G · R);
 and the machine's GEMM rate, in the same process, for the FLOPs of the matrix products and attention really computed.
 """
 
@@ -40,9 +40,9 @@ BUDGET = 1 << 14
 def seconds(learner: Learner, batch: DataProto, layout: str) -> float:
     learner.config.layout = layout
     share = balance(batch, 1, BUDGET, layout)[0]
-    began = time.perf_counter()
+    began = time.process_time()
     learner.logprobs(share)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def flops(learner: Learner, batch: DataProto) -> int:

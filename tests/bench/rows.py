@@ -121,7 +121,7 @@ def write_json(groups: Mapping[str, Sequence[Row]], machine: Mapping[str, Any], 
     """Rows by benchmark, and the machine they were measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": dict(machine), "rows": {group: [asdict(row) for row in rows] for group, rows in groups.items()}}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, list[Row]]:
