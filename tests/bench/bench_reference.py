@@ -3,8 +3,9 @@
     python -m tests.bench.bench_reference [--repeats 5] [--json]
 
 The reference's work, and the learner's where a step needs old logprobs: a forward without gradients, on the demo's model in
-float32, one thread; seconds are of the processor. Both layouts take turns in one process. Floors: the ratio of tokens computed, G · (P + R) / (P + G · R);
-and the machine's GEMM rate, in the same process, for the FLOPs of the matrix products and attention really computed.
+float32, one thread; seconds are of the processor. Both layouts take turns in one process. Floors: the ratio of tokens
+computed, G · (P + R) / (P + G · R); and the machine's GEMM rate, in the same process, for the FLOPs of the matrix products
+and attention really computed.
 """
 
 from __future__ import annotations
