@@ -31,6 +31,7 @@ BENCHMARKS = (
     "bench_weight_sync",
     "bench_attention_loss",
     "bench_data_build",
+    "bench_prompts",
     "bench_startup",
 )
 LONG = ("bench_async", "bench_engines", "bench_sequence_parallel", "bench_plan_memory")

@@ -3,6 +3,7 @@
     python -m tests.bench.bench_data_build [--annotations 100000] [--samples 16500] [--workers N] [--json]
 
 floor  decode the same JPEGs and crop the same regions with Pillow, same number of processes, nothing written
+cues   the same, and every crop encoded as Pillow's fastest PNG: the cues have to be written
 ours   the whole command: read and judge the annotations, choose, decode, crop, scale, encode, write Parquet
 
 The default keeps the paper's share: 99,500 samples of the 604,907 annotations of train2014. Seven boxes an image, 640×480.
@@ -11,8 +12,10 @@ The default keeps the paper's share: 99,500 samples of the 604,907 annotations o
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,7 +35,9 @@ from PIL import Image
 from data.parallel import available_cores
 from data.photos import load_photographs
 from data.store import SampleStore
+from tests.bench.rows import Row, ratio_of
 
+NAME = "Building a dataset"
 BOXES_PER_IMAGE = 7
 SIZE = (640, 480)
 # As many different JPEGs are written; the rest are hard links to them, so that generating takes seconds.
@@ -131,16 +136,35 @@ def decode_and_crop(crops: Crops) -> int:
         return sum(image.crop(region).size[0] for region in regions)
 
 
-def decode_and_crop_all(crops: list[Crops], workers: int) -> None:
-    if workers == 1:
-        for item in crops:
-            decode_and_crop(item)
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            list(pool.map(decode_and_crop, crops, chunksize=16))
+def decode_and_encode(crops: Crops) -> int:
+    path, regions = crops
+    file = io.BytesIO()
+    with Image.open(path) as image:
+        image.load()
+        for region in regions:
+            image.crop(region).save(file, "PNG", compress_level=1)
+    return file.tell()
 
 
-def bench(annotations: int, samples: int, workers: int, folder: Path) -> dict[str, float]:
+def all_of(work: Callable[[Crops], int], crops: list[Crops], workers: int) -> Cost:
+    """What it costs with so many processes."""
+    with cost() as spent:
+        if workers == 1:
+            for item in crops:
+                work(item)
+        else:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                list(pool.map(work, crops, chunksize=16))
+        return spent()
+
+
+def measure(annotations: int, samples: int, workers: int) -> dict[str, float]:
+    """Seconds of the build and of its floors, memory, and the ratios."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(annotations, samples, workers, Path(folder))
+
+
+def _measure(annotations: int, samples: int, workers: int, folder: Path) -> dict[str, float]:
     rng = np.random.default_rng(0)
     names = write_images(folder / "images", -(-annotations // BOXES_PER_IMAGE), rng)
     write_annotations(folder / "instances.json", names, annotations, rng)
@@ -151,9 +175,7 @@ def bench(annotations: int, samples: int, workers: int, folder: Path) -> dict[st
         peak_main, peak_tree = peak_memory(command)
         ours = spent()
     crops = crops_of(folder / "out")
-    with cost() as spent:
-        decode_and_crop_all(crops, workers)
-        floor = spent()
+    floor, cues = (all_of(work, crops, workers) for work in (decode_and_crop, decode_and_encode))
     return {
         "annotations": annotations,
         "images_opened": len(crops),
@@ -165,10 +187,34 @@ def bench(annotations: int, samples: int, workers: int, folder: Path) -> dict[st
         "cpu_seconds": round(ours.cpu_seconds, 2),
         "floor_cpu_seconds": round(floor.cpu_seconds, 2),
         "cpu_ratio": round(ours.cpu_seconds / floor.cpu_seconds, 2),
+        "cues_cpu_seconds": round(cues.cpu_seconds, 2),
+        "cues_cpu_ratio": round(ours.cpu_seconds / cues.cpu_seconds, 2),
         "samples_per_second": round(samples / ours.seconds, 1),
         "peak_main_mib": round(peak_main, 1),
         "peak_all_processes_mib": round(peak_tree, 1),
     }
+
+
+def rows(quick: bool) -> list[Row]:
+    """Row of `make bench`: a third of the default's annotations, the same share of them chosen; processor time."""
+    taken = []
+    for _ in range(3 if quick else 5):
+        with tempfile.TemporaryDirectory() as folder:
+            taken.append(bench(33_000, 5_500, available_cores(), Path(folder)))
+    ratio = ratio_of([each["floor_cpu_seconds"] for each in taken], [each["cpu_seconds"] for each in taken])
+    floor = statistics.median(each["floor_cpu_seconds"] for each in taken)
+    return [
+        Row(
+            name="5,500 samples of 33,000 annotations",
+            value=statistics.median(each["cpu_seconds"] for each in taken),
+            unit="s",
+            floor=f"decode and crop {floor:.3g} s",
+            ratio=ratio.median,
+            how=f"processor time, {len(taken)} of each in turn; wall-clock {taken[-1]['samples_per_second']:,.0f} samples/s",
+            low=ratio.low,
+            high=ratio.high,
+        )
+    ]
 
 
 def main() -> None:
@@ -178,8 +224,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        figures = bench(args.annotations, args.samples, args.workers, Path(folder))
+    figures = measure(args.annotations, args.samples, args.workers)
     render = partial(json.dumps, indent=2) if args.json else _as_lines
     print(render(figures))
 

@@ -33,7 +33,9 @@ from data.prompts import focus_prompt, locus_prompt
 from data.sample import EncodedImage, ImagePart, Sample
 from rl.prompting import PromptEncoder
 from rl.tiny_backbone import write
+from tests.bench.rows import Row
 
+NAME = "Encoding a prompt"
 UNIT = 28 * 28
 
 
@@ -135,19 +137,34 @@ def _case(encoder: PromptEncoder, samples: list[Sample], seconds: float) -> dict
     return {"prompt_tokens": tokens} | medians | {"ratio": medians["ours_ms"] / medians["floor_ms"]}
 
 
+def rows(quick: bool) -> list[Row]:
+    """Rows of `make bench`."""
+    return [
+        Row(
+            name=str(case["case"]),
+            value=float(case["ours_ms"]),
+            unit="ms",
+            floor=f"decode, resize, normalise {case['floor_ms']:.3g} ms",
+            ratio=1.0 / float(case["ratio"]),
+            how=f"{case['prompt_tokens']:,} tokens; the processor alone {case['processor_ms']:.3g} ms; one thread, in turn",
+        )
+        for case in measure(2.0 if quick else 6.0)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="a case (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
-    rows = measure(arguments.seconds)
+    found = measure(arguments.seconds)
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(found, indent=2))
         return
     table = Table(title="Encoding a prompt: milliseconds, one thread")
-    for column in rows[0]:
+    for column in found[0]:
         table.add_column(column, justify="left" if column == "case" else "right")
-    for row in rows:
+    for row in found:
         table.add_row(*(value if isinstance(value, str) else f"{value:,.2f}" for value in row.values()))
     Console().print(table)
 

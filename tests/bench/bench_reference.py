@@ -29,12 +29,12 @@ from rl.engines.base import Rendezvous
 from rl.learner import Learner
 from rl.prompting import PromptEncoder
 from rl.tiny_backbone import write
-from tests.bench.bench_shared_prefix import ANSWER_TOKENS, ANSWERS, batch_of
+from tests.bench.bench_shared_prefix import ANSWER_TOKENS, SIDES, make_batch
 from tests.bench.machine import gemm_flops_per_s
 from tests.bench.rows import Row, in_turn, ratio_of, table_of
 
 NAME = "Reference"
-SIDES = (224, 448, 896)
+LENGTHS, ANSWERS = (256, 1_000), 8
 BUDGET = 1 << 14
 
 
@@ -61,14 +61,15 @@ def rows(quick: bool, repeats: int | None = None) -> list[Row]:
         model = ModelConfig(path=folder, min_pixels=28 * 28, max_pixels=896 * 896)
         config = LearnerConfig(dtype="float32", activation_checkpointing=False)
         learner = Learner(model, config, None, PromptEncoder.of(model), Rendezvous(), temperature=1.0)
-        for side in SIDES[1:] if quick else SIDES:
-            found += _rows_of(learner, side, rate, repeats or (3 if quick else 5))
+        for length in LENGTHS:
+            found += _rows_of(learner, length, rate, repeats or (3 if quick else 5))
         learner.close()
     return found
 
 
-def _rows_of(learner: Learner, side: int, rate: float, repeats: int) -> list[Row]:
-    batch, prompt = batch_of(learner.encoder, side)
+def _rows_of(learner: Learner, length: int, rate: float, repeats: int) -> list[Row]:
+    batch = make_batch(learner.encoder, SIDES[length], ANSWERS)
+    prompt = int(batch.batch["prompt_tokens"][0])
     computed = flops(learner, batch)
     layouts = {layout: lambda layout=layout: seconds(learner, batch, layout) for layout in ("shared", "plain")}
     taken = in_turn(layouts, repeats)
