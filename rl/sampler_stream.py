@@ -30,6 +30,7 @@ from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampler import PromptRequest, VllmSampler, check_sampling, failures_of
 from rl.sampler_config import SamplerConfig
 from rl.sampler_counts import SamplerCounts
+from rl.trace import spanned
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class StreamingSampler(VllmSampler):
         """Whether `advance` has anything to do. Without a whole set of weights nothing is sampled, and nothing forgotten."""
         return self._broken is None and bool(self._flights or self._finished)
 
+    @spanned("take on")
     def submit(self, asked: GroupRequest) -> None:
         """Take a group into the engine. Raises ValueError for a sampling that vLLM cannot do."""
         check_sampling(asked.sampling)

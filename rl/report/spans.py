@@ -16,7 +16,7 @@ DEPTHS = 2  # a call, and what it consists of
 
 # What counts as sampling and learning: weights on their way do not, nor does whoever waits for them.
 COMPUTING: Mapping[str, frozenset[str]] = {
-    "rollout": frozenset({"generate", "prefill", "decode", "prepare prompt"}),
+    "rollout": frozenset({"generate", "prefill", "decode", "take on", "prepare prompt"}),
     "learner": frozenset({"update", "logprobs", "reference_logprobs"}),
     "reference": frozenset({"logprobs"}),
     "reward": frozenset({"score"}),

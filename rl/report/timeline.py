@@ -9,7 +9,7 @@ from rl.report.charts import Scale, ticks
 from rl.report.markup import Markup, duration, join, tag
 from rl.report.metrics import PHASE_COLORS
 from rl.report.spans import Bar, Row, StepView, merged, per_role
-from rl.trace import WAIT
+from rl.trace import CALL, WAIT
 
 WIDTH, LEFT, RIGHT, TOP = 1100, 112, 84, 6
 HEIGHTS = (17, 11)  # of a bar, by depth
@@ -29,6 +29,7 @@ COLORS: Mapping[str, str] = {
     "generate": "blue",
     "prefill": "blue",
     "decode": "blue light",
+    "take on": "green light",
     "prepare prompt": "green",
     "process prompts": "green",
     "fetch samples": "gold",
@@ -115,7 +116,7 @@ def _bar(bar: Bar, count: int, x: Scale, top: float, depth: int, holds: bool) ->
     details = "".join(f", {name.replace('_', ' ')} {value}" for name, value in bar.args.items())
     told = tag("title", f"{bar.name}{times}: {duration(bar.end - bar.start)}, from {bar.start:.3f} s{details}")
     parts = [tag("rect", told, x=left, y=top, width=width, height=float(height), class_=f"{look} {color}")]
-    if depth == 0 and count == 1 and width > LETTER * len(bar.name) + 8:
+    if bar.kind == CALL and depth == 0 and count == 1 and width > LETTER * len(bar.name) + 8:
         parts.append(tag("text", bar.name.replace("_", " "), x=left + 4, y=top + height - 4, class_=f"name {color}"))
     return join(parts)
 

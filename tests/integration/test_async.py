@@ -28,4 +28,4 @@ def test_it_stays_within_its_bound_and_goes_on_after_ctrl_c_with_the_prompts_und
     assert all(step["groups/stale"] == 0 for step in steps)
     assert 0 < max(step.get("mismatch/max", 0.0) for step in steps) <= 1e-4
     assert all(0 <= step[f"throughput/idle_{role}"] <= 1 for step in steps for role in ("rollout", "reward"))
-    assert all(0 <= step["throughput/idle_learner"] < 1 for step in steps)
+    assert all(0 <= step[f"throughput/{share}"] < 1 for step in steps for share in ("idle_learner", "overhead"))

@@ -13,6 +13,8 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from data.store import SampleStore
+from rl.trace import ENGINE, TORCH, Event
+from rl.trace_file import read_trace
 from tests.integration.runs import Finished, run, run_until, wait_until_clean
 
 TIMES = ("time/", "throughput/", "memory/")
@@ -32,12 +34,15 @@ def weights_of(run_dir: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, data_dir: Path) -> Finished:
-    """An uninterrupted run: two rollout actors, a reference, two FSDP2 ranks, four steps."""
+    """An uninterrupted run: two rollout actors, a reference, two FSDP2 ranks, four steps, of which two are profiled.
+
+    What is compared with it was not profiled: a recording changes nothing.
+    """
     from tests.integration.runs import write_recipe
 
     root = tmp_path_factory.mktemp("straight")
     since = time.time()
-    done = run(write_recipe(root / "recipe.yaml", model_dir, data_dir, root / "runs"))
+    done = run(write_recipe(root / "recipe.yaml", model_dir, data_dir, root / "runs"), "profile=2,4", "profile.torch=true")
     assert done.status == 0, done.err
     assert wait_until_clean(since) == []
     return done
@@ -61,6 +66,42 @@ def test_it_leaves_a_summary_a_report_and_a_model_that_loads(straight: Finished)
     assert "http" not in (straight.run_dir / "report.html").read_text().replace("http://www.w3.org", "")
     model = AutoModelForImageTextToText.from_pretrained(straight.run_dir / "export")
     assert model.config.model_type == "qwen2_5_vl"
+
+
+def test_the_trace_has_everybody_inside_the_drivers_phases(straight: Finished) -> None:
+    """Driver, actors, engines and torch on one time axis: who does something does it while the driver waits for it."""
+    assert straight.run_dir is not None
+    lanes = {lane.name: lane.events for lane in read_trace(straight.run_dir / "trace.json")}
+    roles = ["rollout-0", "rollout-1", "reward-0", "learner-0", "learner-1", "reference-0"]
+    assert list(lanes) == ["driver", *roles]
+    assert [event.args["number"] for event in lanes["driver"] if event.name == "step"] == [2, 4]
+    phase = {name: [event for event in lanes["driver"] if event.name == name] for name in ("rollout", "update", "publish")}
+    for rank in ("learner-0", "learner-1"):
+        for name in ("update", "forward", "backward", "optimizer"):
+            assert_inside([event for event in lanes[rank] if event.name == name], phase["update"])
+        assert any(event.kind == TORCH and event.name == "aten::mm" for event in lanes[rank])
+        assert_inside([event for event in lanes[rank] if event.name == "publish"], phase["publish"])
+    steps = [event for name in ("rollout-0", "rollout-1") for event in lanes[name] if event.kind == ENGINE]
+    assert_inside(steps, phase["rollout"])
+    assert {event.name for event in steps} == {"prefill", "decode"}
+    assert sum(event.args["prompts"] for event in steps) == 2 * 4 * 3  # steps, prompts, answers: each is a request to vLLM
+    assert all(event.args["answers"] <= 4 * 3 for event in steps)
+    page = (straight.run_dir / "report.html").read_text()
+    assert "One step, on one time axis" in page and "Step 4 took" in page
+
+
+def assert_inside(events: list[Event], phases: list[Event]) -> None:
+    """Every event lies in one of the phases, and every phase has some."""
+    assert events
+    found = [
+        [
+            phase
+            for phase in phases
+            if phase.began <= event.began and event.began + event.lasted <= phase.began + phase.lasted
+        ]
+        for event in events
+    ]
+    assert all(found) and {phase.began for some in found for phase in some} == {phase.began for phase in phases}
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(recipe: Path, straight: Finished) -> None:

@@ -183,3 +183,12 @@ def test_rewards_of_unequal_answers_become_advantages_of_mean_zero() -> None:
     loop_of(learner=learner).step(0)
     advantages = learner.batches[0].batch["advantages"][:, :, 0]
     assert torch.allclose(advantages.sum(-1), torch.zeros(4), atol=1e-6)
+
+
+def test_overhead_is_the_share_of_a_step_that_neither_samples_nor_learns() -> None:
+    first, second = (loop.step(step).metrics for loop in [loop_of()] for step in range(2))
+    for metrics in (first, second):
+        computing = metrics["time/rollout"] + metrics.get("time/gate", 0.0) + metrics["time/update"]
+        assert metrics["throughput/overhead"] == pytest.approx(1 - computing / metrics["time/step"])
+        assert 0 < metrics["throughput/overhead"] < 1
+    assert "time/gate" in first
