@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 # Of a process and recording: some 100 MB. What comes after is counted and left out.
 MAX_EVENTS = 500_000
+READINGS = 9
 
 CALL, WAIT, ENGINE, TORCH = "call", "wait", "engine", "torch"
 
@@ -56,10 +57,11 @@ class Clock(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """What a process recorded; `lost` events did not fit."""
+    """What a process recorded; `lost` events did not fit. `epoch`: the wall clock where the monotonic one was 0."""
 
     events: tuple[Event, ...]
     lost: int
+    epoch: int
     process: int
     host: str
 
@@ -111,12 +113,14 @@ class Recorder:
         noticed = [event for source in (*self.sources, *self._borrowed) for event in source.end()]
         events, self._events, self._borrowed = [*self._events, *noticed], [], []
         lost = self._lost + max(0, len(events) - MAX_EVENTS)
-        return Recording(tuple(events[:MAX_EVENTS]), lost, os.getpid(), socket.gethostname())
+        return Recording(tuple(events[:MAX_EVENTS]), lost, self._epoch, os.getpid(), socket.gethostname())
 
 
 def _epoch() -> int:
-    """The wall clock where the monotonic one is 0."""
-    return time.time_ns() - time.perf_counter_ns()
+    """The wall clock where the monotonic one is 0: of a few readings the one that was interrupted least."""
+    readings = [(time.perf_counter_ns(), time.time_ns(), time.perf_counter_ns()) for _ in range(READINGS)]
+    before, wall, after = min(readings, key=lambda reading: reading[2] - reading[0])
+    return wall - (before + after) // 2
 
 
 RECORDER = Recorder()

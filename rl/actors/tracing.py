@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,11 +29,14 @@ class Tracing:
 
     def stop(self) -> list[Lane]:
         """What everybody recorded: the driver's lane, then one an actor, in the order of `groups()`."""
-        lanes = [_lane("driver", trace.stop(), 0)]
+        own = trace.stop()
+        lanes = [_lane("driver", own, 0)]
         for group in self.groups():
             ahead = clocks_ahead(group)
             recordings: list[Recording] = group.run_all(trace.stop)
-            for rank, (recording, offset) in enumerate(zip(recordings, ahead, strict=True)):
+            for rank, (recording, clock) in enumerate(zip(recordings, ahead, strict=True)):
+                # On this machine the monotonic clock is the same, so that only the readings of the wall clock differ.
+                offset = recording.epoch - own.epoch if clock is None else clock
                 lanes.append(_lane(f"{group.role}-{rank}", recording, offset))
         return lanes
 
@@ -42,20 +46,21 @@ def _lane(name: str, recording: Recording, ahead: int) -> Lane:
     return Lane(name, recording.host, recording.process, events, recording.lost)
 
 
-def clocks_ahead(group: ActorGroup) -> list[int]:
-    """Nanoseconds by which every rank's clock is ahead of this process's; 0 for ranks on this machine, whose clock it is.
+def clocks_ahead(group: ActorGroup) -> list[int | None]:
+    """Nanoseconds by which every rank's clock is ahead of this process's; None for ranks on this machine, whose clock it is.
 
     Of several pings the shortest counts: the actor read its clock half way through it, give or take half of what it took.
     """
     here = trace.clock().machine
-    best: dict[int, tuple[int, int]] = {}
+    shortest = math.inf
+    ahead: list[int | None] = []
     for _ in range(PINGS):
         asked = time.time_ns()
         clocks: list[Clock] = group.run_all(trace.clock)
         answered = time.time_ns()
-        for rank, clock in enumerate(clocks):
-            ahead = 0 if clock.machine == here else clock.now - (asked + answered) // 2
-            best[rank] = min(best.get(rank, (answered - asked, ahead)), (answered - asked, ahead))
+        if answered - asked < shortest:
+            shortest = answered - asked
+            ahead = [None if clock.machine == here else clock.now - (asked + answered) // 2 for clock in clocks]
         if all(clock.machine == here for clock in clocks):
             break
-    return [best[rank][1] for rank in range(len(group))]
+    return ahead
