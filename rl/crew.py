@@ -65,6 +65,13 @@ def cpu_threads(ranks: int, beside: int = 0) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
+def samples_at_once(recipe: Recipe) -> int:
+    """Samples that one actor after another asks for: those of a step, those sampled ahead of it, and of the step before."""
+    grpo, rounds = recipe.grpo, recipe.algorithm.max_sampling_rounds if recipe.algorithm.dynamic_sampling else 1
+    of_a_step = {"grpo": grpo.prompts_per_step * rounds * (1 + grpo.max_staleness), "sft": recipe.sft.batch_size}
+    return 2 * max(of_a_step[stage] for stage in recipe.stages)
+
+
 @dataclass(frozen=True)
 class StagePolicy:
     """The policy a stage trains, the frozen one it is held to, and the actors behind them.
@@ -94,7 +101,7 @@ class Crew:
         self.placement: Placement = session.own(
             place(specs, timeout_s=timeout, may_grow=not session.local, shared=tenancy.shared)
         )
-        self.shipper = SampleShipper()
+        self.shipper = SampleShipper(keep=samples_at_once(recipe))
         self.timeout = recipe.cluster.start_timeout_s
         self.rewards = session.own(RewardGroup(self.placement["reward"], recipe.reward, {}, self.timeout))
         engine = sampler_config(recipe.model, recipe.rollout, recipe.seed, max_images, sleeps=bool(tenancy.shared))

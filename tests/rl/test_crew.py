@@ -7,7 +7,7 @@ import pytest
 from rl.actors.rollout import RolloutGroup
 from rl.actors.rollout_stream import StreamingRolloutGroup
 from rl.config import load_recipe
-from rl.crew import asks_for_gpus, sampler_group
+from rl.crew import asks_for_gpus, sampler_group, samples_at_once
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,13 @@ def test_samplers_stream_only_for_grpo() -> None:
     assert sampler_group(load_recipe("recipes/locus/tiny.yaml", [])) is StreamingRolloutGroup
     sft = ["stages=[sft]", "sft.steps=1", "cluster.placement=colocated", "learner.ranks=1", "rollout.actors=1"]
     assert sampler_group(load_recipe("recipes/locus/tiny.yaml", sft)) is RolloutGroup
+
+
+def test_as_many_samples_are_kept_in_the_object_store_as_two_steps_ask_for() -> None:
+    def kept(*overrides: str) -> int:
+        return samples_at_once(load_recipe("recipes/locus/tiny.yaml", overrides))
+
+    assert kept() == 2 * 16
+    assert kept("grpo.max_staleness=2", "algorithm.rollout_is=token") == 2 * 3 * 16
+    assert kept("algorithm.dynamic_sampling=true", "algorithm.max_sampling_rounds=3") == 2 * 3 * 16
+    assert kept("stages=[sft,grpo]", "sft.steps=1", "sft.batch_size=64") == 2 * 64
