@@ -34,7 +34,7 @@ BENCHMARKS = (
     "bench_prompts",
     "bench_startup",
 )
-LONG = ("bench_async", "bench_engines", "bench_sequence_parallel", "bench_plan_memory")
+LONG = ("bench_async", "bench_engines", "bench_sequence_parallel", "bench_plan_memory", "bench_memory")
 WIDTH = 180
 
 
