@@ -10,7 +10,7 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.session import ray_session
-from rl.actors.samples import SampleShipper, fetch
+from rl.actors.samples import SampleShipper, fetch, image_bytes
 from tests.rl.learner_case import case_samples
 from tests.rl.pictures import png
 
@@ -40,3 +40,15 @@ def test_old_references_are_let_go() -> None:
     shipper, samples = SampleShipper(keep=2), case_samples(4)
     assert fetch(shipper.references(samples)) == samples
     assert len(shipper._shipped) == 2
+
+
+def test_old_references_are_let_go_by_their_bytes_too() -> None:
+    samples = case_samples(4)
+    weights = [image_bytes(sample) for sample in samples]
+    shipper = SampleShipper(keep_bytes=weights[2] + weights[3])
+    first = shipper.references(samples)
+    again = shipper.references(samples[2:])
+    assert again == first[2:] and shipper._bytes == weights[2] + weights[3]
+    other = replace(samples[3], images=(samples[0].images[0], samples[3].images[1]))
+    shipper.references([other])
+    assert shipper._bytes == sum(image_bytes(sample) for sample, _ in shipper._shipped.values()) <= shipper.keep_bytes
