@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rl.attention_hook import BoxRecord
     from rl.sequence_parallel import SequenceParallel
 
+NEVER = -1e30  # a banned token's logit: its share is 0, and 0 × −∞ would be no number
 LOGITS_CHUNK = 2048  # answer tokens whose logits exist at once: 1.2 GB in float32 at a 152k vocabulary
 
 
@@ -86,10 +87,10 @@ class Policy(nn.Module):
         # Not as a module: ranks score different numbers of chunks, and ZeRO-3 holds them to one sequence of module calls.
         logits_KV = nn.functional.linear(hidden_KD, self.base.lm_head.weight).float() / temperature
         if self.banned:
-            logits_KV[:, list(self.banned)] = -torch.inf
-        log_probs_KV = logits_KV.log_softmax(-1)
-        entropy_K = -(log_probs_KV.exp() * log_probs_KV.masked_fill(log_probs_KV == -torch.inf, 0.0)).sum(-1)
-        return log_probs_KV.gather(-1, target_K[:, None])[:, 0], entropy_K
+            logits_KV[:, list(self.banned)] = NEVER
+        lse_K = logits_KV.logsumexp(-1)
+        entropy_K = lse_K - ((logits_KV - lse_K[:, None]).exp() * logits_KV).sum(-1)
+        return logits_KV.gather(-1, target_K[:, None])[:, 0] - lse_K, entropy_K
 
 
 def build_model(

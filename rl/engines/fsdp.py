@@ -142,9 +142,11 @@ class FsdpEngine(Reductions):
                 setattr(module, name, buffer.to(self.device))
 
     def _build_optimizer(self, config: OptimizerConfig) -> torch.optim.AdamW:
+        """One kernel for all shards: no temporary as large as they are, and no dispatch of a DTensor an operation."""
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        betas = (config.betas[0], config.betas[1])
         return torch.optim.AdamW(
-            trained, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, weight_decay=config.weight_decay
+            trained, lr=config.lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
         )
 
     @spanned("backward")
@@ -156,7 +158,7 @@ class FsdpEngine(Reductions):
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm, foreach=True)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm.item()}; lower the learning rate or compute in float32")
@@ -235,7 +237,7 @@ class FsdpEngine(Reductions):
         self.policy.to(device, non_blocking=device.type == "cuda")
         for state in self.optimizer.state.values() if self.optimizer else ():
             for name, value in state.items():
-                if value.dim():  # the step count stays where AdamW reads it, on the host
+                if value.dim():  # the step count stays where AdamW reads it
                     state[name] = value.to(device, non_blocking=True)
 
     def close(self) -> None:

@@ -24,8 +24,8 @@ from rl.plan.parameters import LanguageShape, VisionShape
 from rl.plan.shapes import ModelShape
 
 LOGITS_CHUNK = 2048  # answer tokens whose logits exist at once, as rl/policy.py cuts them
-# Of a token's logits in float32: scaled, log-softmax, its exponential, the masked copy and their product.
-LOGITS_TENSORS = 5
+LOGITS_TENSORS = 5  # in float32, at a chunk's backward: logits, their exponentials, gradients on the way
+SCORED_TENSORS = 3  # without gradients
 FLOAT = 4
 BIAS_ELEMENTS = 1 << 24  # of a bias of answers, as rl/group_attention.py cuts them
 MASK_CHUNK = 64 << 20  # scores of the attention loss that exist at once, as rl/attention_mass.py cuts them
@@ -124,7 +124,8 @@ def scoring(shape: ModelShape, forward: Forward) -> int:
     per_token = c * (3 * language.hidden + 3 * language.intermediate)
     tower = forward.patches * c * (2 * shape.vision.hidden + 3 * shape.vision.intermediate)
     block = forward.tokens * per_token
-    answers = forward.answer_tokens * language.hidden * c + logits_bytes(language, forward)
+    logits = logits_bytes(language, forward) // LOGITS_TENSORS * SCORED_TENSORS
+    answers = forward.answer_tokens * language.hidden * c + logits
     return _inputs(language, shape.vision, forward) + max(block, tower, 2 * forward.tokens * language.hidden * c + answers)
 
 
