@@ -1,6 +1,6 @@
 """GRPO samples a second against TRL's GRPOTrainer: same model, prompts, answers, KL and cores, turn and turn about.
 
-    python -m tests.bench.bench_trl [--shapes tiny image1000] [--rounds 5] [--turn 6] [--json]
+    python -m tests.bench.bench_trl [--shapes tiny image1000] [--rounds 5] [--turn 6] [--rows-per-forward N] [--json]
     python -m tests.bench.bench_trl --reward [--steps 150] [--seeds 0 1 2]
 
 Both programs are started on the same two cores and wait on a pipe; each is granted some steps, then the other: what else
@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,6 +44,7 @@ SHAPES = {
     "image1000": Shape("4 prompts × 8 answers × 32 tokens, 1,024 image tokens", 4, 8, 32, image_side=896),
 }
 DEMO = Shape("the demo's task", 16, 8, 40, ends=True)
+TURNS = {"tiny": 6, "image1000": 1}  # steps
 TARGETS = {"tiny": "1.3", "image1000": "3"}
 DRIVER = Path(__file__).parent / "trl" / "driver.py"
 
@@ -165,9 +166,11 @@ def row_of(key: str, ours: Sequence[float], theirs: Sequence[float], turn: int) 
     )
 
 
-def rows(
-    quick: bool, shapes: Sequence[str] = tuple(SHAPES), rounds: int | None = None, turn: int | None = None
-) -> list[Row]:
+def rows(quick: bool) -> list[Row]:
+    return measure(list(SHAPES), 3 if quick else 5)
+
+
+def measure(shapes: Sequence[str], rounds: int, turn: int | None = None, rows_per_forward: int | None = None) -> list[Row]:
     """A row a shape; one that says why where TRL cannot be installed."""
     try:
         python = install()
@@ -175,9 +178,9 @@ def rows(
         return [Row.missing(f"samples/s, {SHAPES[key].name}", f"no TRL: {error}".splitlines()[0]) for key in shapes]
     found = []
     for key in shapes:
-        default = 6 if key == "tiny" else 2
-        steps = turn or default
-        found.append(row_of(key, *speeds(python, SHAPES[key], rounds or (3 if quick else 5), steps), steps))
+        steps = turn or TURNS[key]
+        shape = SHAPES[key] if rows_per_forward is None else replace(SHAPES[key], rows_per_forward=rows_per_forward)
+        found.append(row_of(key, *speeds(python, shape, rounds, steps), steps))
     return found
 
 
@@ -211,7 +214,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--turn", type=int, help="steps a turn; default 6 for tiny, 2 for image1000")
+    parser.add_argument("--turn", type=int, help=f"steps a turn; default {TURNS}")
+    parser.add_argument("--rows-per-forward", type=int, help="of TRL; default the whole batch, at most 128")
     parser.add_argument("--reward", action="store_true", help="compare final rewards instead of speed")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -220,7 +224,7 @@ def main() -> None:
     if arguments.reward:
         found = [reward_row(arguments.steps, arguments.seeds)]
     else:
-        found = rows(False, arguments.shapes, arguments.rounds, arguments.turn)
+        found = measure(arguments.shapes, arguments.rounds, arguments.turn, arguments.rows_per_forward)
     if arguments.json:
         print(json.dumps([asdict(row) for row in found]))
     else:
