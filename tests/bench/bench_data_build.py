@@ -5,6 +5,7 @@
 floor  decode the same JPEGs and crop the same regions with Pillow, same number of processes, nothing written
 cues   the same, and every crop encoded as Pillow's fastest PNG: the cues have to be written
 ours   the whole command: read and judge the annotations, choose, decode, crop, scale, encode, write Parquet
+read   a sample out of the dataset, in random order, against the decoding of its images, which comes after
 
 The default keeps the paper's share: 99,500 samples of the 604,907 annotations of train2014. Seven boxes an image, 640×480.
 """
@@ -43,6 +44,7 @@ SIZE = (640, 480)
 # As many different JPEGs are written; the rest are hard links to them, so that generating takes seconds.
 DISTINCT_IMAGES = 64
 POLL_SECONDS = 0.1
+READ_SAMPLES = 300
 
 Crops = tuple[str, list[tuple[int, int, int, int]]]
 
@@ -158,6 +160,21 @@ def all_of(work: Callable[[Crops], int], crops: list[Crops], workers: int) -> Co
         return spent()
 
 
+def reading(dataset: Path, rng: np.random.Generator) -> tuple[float, float]:
+    """CPU milliseconds a sample: to read it, and to decode its images."""
+    store = SampleStore(dataset)
+    order = rng.permutation(len(store))[:READ_SAMPLES].tolist()
+    with cost() as spent:
+        samples = [store[index] for index in order]
+        read = spent()
+    with cost() as spent:
+        for sample in samples:
+            for image in sample.images:
+                image.open()
+        decode = spent()
+    return tuple(1e3 * each.cpu_seconds / len(order) for each in (read, decode))  # type: ignore[return-value]
+
+
 def measure(annotations: int, samples: int, workers: int) -> dict[str, float]:
     """Seconds of the build and of its floors, memory, and the ratios."""
     with tempfile.TemporaryDirectory() as folder:
@@ -176,6 +193,7 @@ def _measure(annotations: int, samples: int, workers: int, folder: Path) -> dict
         ours = spent()
     crops = crops_of(folder / "out")
     floor, cues = (all_of(work, crops, workers) for work in (decode_and_crop, decode_and_encode))
+    read_ms, decode_ms = reading(folder / "out", rng)
     return {
         "annotations": annotations,
         "images_opened": len(crops),
@@ -189,6 +207,9 @@ def _measure(annotations: int, samples: int, workers: int, folder: Path) -> dict
         "cpu_ratio": round(ours.cpu_seconds / floor.cpu_seconds, 2),
         "cues_cpu_seconds": round(cues.cpu_seconds, 2),
         "cues_cpu_ratio": round(ours.cpu_seconds / cues.cpu_seconds, 2),
+        "read_cpu_ms": round(read_ms, 3),
+        "read_decode_cpu_ms": round(decode_ms, 3),
+        "read_ratio": round(read_ms / decode_ms, 2),
         "samples_per_second": round(samples / ours.seconds, 1),
         "peak_main_mib": round(peak_main, 1),
         "peak_all_processes_mib": round(peak_tree, 1),
