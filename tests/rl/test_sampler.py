@@ -335,6 +335,22 @@ def test_counts_add_up(sampler: VllmSampler, tiny_samples: list[Sample]) -> None
     assert after.seconds > before.seconds
 
 
+def test_a_groups_prompt_and_its_images_are_computed_once(sampler: VllmSampler, tiny_samples: list[Sample]) -> None:
+    """But for what stands behind the prompt's last whole block of the cache: every other answer computes that again."""
+    block = sampler._engine.llm_engine.vllm_config.cache_config.block_size
+    samples = [replace(s, prompt=(*s.prompt, TextPart("word " * 30))) for s in tiny_samples]
+    lengths = [sampler.encoder.prompt_length(sample) for sample in samples]
+    assert all(block < length < 2 * block for length in lengths)
+    before = sampler.counts
+    sampler.generate(samples, SAMPLING)
+    done = sampler.counts - before
+    assert done.asked_prompt_tokens == SAMPLING.n * sum(lengths)
+    computed = done.asked_prompt_tokens - done.cached_prompt_tokens
+    assert computed == sum(length + (SAMPLING.n - 1) * (length - block) for length in lengths)
+    assert (done.asked_images, done.encoded_images) == (SAMPLING.n * 2 * len(samples), 2 * len(samples))
+    assert done.cache_hits["rollout/encoder_cache_hit"] == 1 - 1 / SAMPLING.n
+
+
 def test_an_empty_batch_is_an_empty_answer(sampler: VllmSampler) -> None:
     assert sampler.generate([], SAMPLING) == []
 
