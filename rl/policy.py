@@ -85,7 +85,8 @@ class Policy(nn.Module):
 
     def _score(self, hidden_KD: Tensor, target_K: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         # Not as a module: ranks score different numbers of chunks, and ZeRO-3 holds them to one sequence of module calls.
-        logits_KV = nn.functional.linear(hidden_KD, self.base.lm_head.weight).float() / temperature
+        logits_KV = nn.functional.linear(hidden_KD, self.base.lm_head.weight)
+        logits_KV = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32)) / temperature
         if self.banned:
             logits_KV[:, list(self.banned)] = NEVER
         lse_K = logits_KV.logsumexp(-1)

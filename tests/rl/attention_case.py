@@ -133,7 +133,7 @@ def make_case(family: str, model: PreTrainedModel, side: str = "right", lengths:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         images = 2 * len(lengths)
-        pixels, image_tokens = _pixels(family, images, model.dtype)
+        pixels, image_tokens = pixels_of(family, images, model.dtype)
         shape = (len(lengths), max(lengths))
         ids = torch.zeros(shape, dtype=torch.long)
         rows, columns, tokens = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
@@ -152,7 +152,7 @@ def make_case(family: str, model: PreTrainedModel, side: str = "right", lengths:
     return Case(arguments, BoxTargets.padded(rows, columns, tokens), tokens)
 
 
-def _pixels(family: str, images: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], int]:
+def pixels_of(family: str, images: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], int]:
     if family == "llava_onevision":
         pixels = torch.randn(images, 2, 3, 28, 28, dtype=dtype)
         return {"pixel_values": pixels, "image_sizes": torch.tensor([[28, 28]] * images)}, 10
