@@ -187,7 +187,7 @@ def report(out: Path) -> bool:
             f"{later.per_100:+.3f} ± {later.error:.3f}" if later else "",
             "flat" if each.flat else "grows",
         )
-    Console().print(table)
+    Console(width=110).print(table)
     return all(each.flat for each in found)
 
 
