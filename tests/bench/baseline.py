@@ -64,6 +64,12 @@ def falls(before: Ratios, measured: Rows, tolerance: float = TOLERANCE) -> list[
     return found
 
 
+def unknown(before: Ratios, measured: Rows) -> list[str]:
+    """Rows with a ratio to keep that the baseline has not."""
+    now = ratios_of(measured)
+    return [f"{name}: {row}" for name, ratios in now.items() for row in ratios if row not in before.get(name, {})]
+
+
 def better_of(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
     """By row, the measurement with the higher ratio: other work on the machine only ever lowers one."""
     again = {row.name: row for row in second}
