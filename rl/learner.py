@@ -2,7 +2,7 @@
 
 Plain class, no Ray: an actor wraps it, a test or torchrun builds it directly.
 
-    share ─► micro-batch ─► lay out (images decoded and processed here) ─► logprobs, entropy ─► objective ─► backward
+    share ─► micro-batch, its images decoded and processed one ahead ─► lay out ─► logprobs, entropy ─► objective ─► backward
                                                                                        … all micro-batches ─► step
 """
 
