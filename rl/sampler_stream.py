@@ -125,9 +125,15 @@ class StreamingSampler(VllmSampler):
             self._land(flight, output)
 
     def generate(self, samples: Sequence[Sample], sampling: Sampling) -> list[list[Rollout | RolloutFailure]]:
-        """As `VllmSampler.generate`, and with one version, beside the groups under way; those that end meanwhile wait."""
+        """As `VllmSampler.generate`, and with one version, beside the groups under way; those that end meanwhile wait.
+
+        With none under way, it leaves no cache: what a stream computes next is what it computes in a run that is resumed
+        here, which does not validate first.
+        """
         if not self._flights:
-            return super().generate(samples, sampling)
+            answers = super().generate(samples, sampling)
+            self._reset_caches()
+            return answers
         self._require_weights()
         for place, sample in enumerate(samples):
             self.submit(GroupRequest(-1 - place, sample, sampling))  # tickets of the stream are not negative

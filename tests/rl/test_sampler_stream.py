@@ -162,6 +162,16 @@ def test_validation_runs_beside_the_stream_with_one_version(sampler: StreamingSa
     assert sorted([group.ticket for group in early] + list(drained(sampler))) == [0, 1, 2, 3]
 
 
+def test_a_stream_takes_nothing_from_what_was_validated_before(
+    sampler: StreamingSampler, tiny_samples: list[Sample]
+) -> None:
+    sampler.generate(tiny_samples, GREEDY)
+    before = sampler.counts
+    submit(sampler, tiny_samples)
+    drained(sampler)
+    assert (sampler.counts - before).encoded_images == 2 * len(tiny_samples)
+
+
 def test_a_prompt_that_cannot_be_sampled_fails_alone(sampler: StreamingSampler, tiny_samples: list[Sample]) -> None:
     good, other = tiny_samples[0], tiny_samples[1]
     torn = replace(other, images=(replace(other.images[0], encoded=b"no image"), *other.images[1:]))
