@@ -1,12 +1,14 @@
 """GRPO samples a second against TRL's GRPOTrainer: same model, prompts, answers, KL and cores, turn and turn about.
 
-    python -m tests.bench.bench_trl [--shapes tiny image1000] [--rounds 5] [--turn 6] [--rows-per-forward N] [--json]
+    python -m tests.bench.bench_trl [--shapes tiny image1000] [--rounds 5] [--turn 6] [--trl-env KEY=VALUE …] [--json]
     python -m tests.bench.bench_trl --reward [--steps 150] [--seeds 0 1 2]
 
 Both programs are started on the same two cores and wait on a pipe; each is granted some steps, then the other: what else
 the machine does meets both. A turn's seconds are the program's own wall-clock from its grant to the end of its last step,
 everything in it. Answers have a fixed length on both sides: the model folder's end token is one that neither may sample.
-TRL generates with transformers; its environment is made where it is missing (tests/bench/trl/install.py).
+TRL generates with transformers; its environment is made where it is missing (tests/bench/trl/install.py). Its threads spin
+while they wait, PyTorch's own default, which is fastest on idle cores and very slow beside other work: measure on a quiet
+machine, or try `--trl-env OMP_WAIT_POLICY=PASSIVE`. Between its turns the project's Ray takes some percent of a core.
 
 `--reward` trains the demo's task from the demo's checkpoint with both, answers ending where the model ends them, and
 compares the mean reward of the last tenth of the steps, by seed.
@@ -46,6 +48,7 @@ SHAPES = {
 DEMO = Shape("the demo's task", 16, 8, 40, ends=True)
 TURNS = {"tiny": 6, "image1000": 1}  # steps
 TARGETS = {"tiny": "1.3", "image1000": "3"}
+TRL_ENVIRONMENT = {"OMP_NUM_THREADS": str(CORES), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 DRIVER = Path(__file__).parent / "trl" / "driver.py"
 
 
@@ -119,7 +122,6 @@ def both(folder: Path, python: Path, shape: Shape, steps: int, seed: int) -> Ite
     """(the project, TRL), ready for their first turn."""
     write_task(folder, shape, steps, seed)
     settings = overrides(folder, shape, steps, seed)
-    threads = {"OMP_NUM_THREADS": str(CORES), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "PYTHON"))}
 
     def ours(descriptor: int) -> list[str]:
@@ -129,7 +131,7 @@ def both(folder: Path, python: Path, shape: Shape, steps: int, seed: int) -> Ite
         return [str(python), str(DRIVER), str(folder), str(descriptor)]
 
     # One after the other: programs that load side by side would only slow each other.
-    with started("TRL", trl, alone | threads, folder) as rival:
+    with started("TRL", trl, alone | TRL_ENVIRONMENT, folder) as rival:
         rival.ready()
         with started("Sightline", ours, dict(os.environ), folder) as project:
             project.ready()
@@ -216,11 +218,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn", type=int, help=f"steps a turn; default {TURNS}")
     parser.add_argument("--rows-per-forward", type=int, help="of TRL; default the whole batch, at most 128")
+    parser.add_argument("--trl-env", nargs="+", default=[], metavar="KEY=VALUE", help="added to TRL's environment")
     parser.add_argument("--reward", action="store_true", help="compare final rewards instead of speed")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
+    TRL_ENVIRONMENT.update(pair.split("=", 1) for pair in arguments.trl_env)
     if arguments.reward:
         found = [reward_row(arguments.steps, arguments.seeds)]
     else:
