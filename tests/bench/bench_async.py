@@ -4,7 +4,8 @@
 
 The same steps, seed and prompts for every `grpo.max_staleness`. One sampler and one learner rank, so that on two cores each
 has its own, as GPUs would be theirs: roles that share all cores have nothing to overlap. Times are medians and idle shares
-means over the steps after the first quarter; IoU and picks-target are greedy, on the held-out scenes, before the first step and after the last.
+means over the steps after the first quarter; IoU and picks-target are greedy, on the held-out scenes, before the first step
+and after the last.
 """
 
 from __future__ import annotations
