@@ -91,6 +91,7 @@ def test_the_budget_counts_padding_where_there_is_some() -> None:
         (share,) = balance(batch, 1, budget, layout)
         assert sorted(len(cell) for cell in share.micro_batches) == cells
 
+
 def test_in_the_plain_layout_every_answer_is_a_padded_row() -> None:
     """Rows of 60, 20 and 20, and twice 20: together 5 × 60 of 140 tokens, apart 3 × 60 and 2 × 20."""
     batch = many([(10, [50, 10, 10]), (10, [10, 10])])
