@@ -112,7 +112,7 @@ def install(model: PreTrainedModel) -> None:
     before = config._attn_implementation
     if before.startswith(PREFIX):
         return
-    if before not in ALL_ATTENTION_FUNCTIONS or before == "flex_attention":
+    if before not in ALL_ATTENTION_FUNCTIONS or before.endswith("flex_attention"):
         raise ValueError(f"the attention loss works beside attention=sdpa or flash_attention_2, the model has {before!r}")
     attention = cast(Attention, ALL_ATTENTION_FUNCTIONS[before])
     flash = "flash" in before

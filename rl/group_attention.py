@@ -27,6 +27,7 @@ from rl.attention_hook import Attention, text_config, under_its_name
 
 PREFIX = "groups_"
 BIAS_ELEMENTS = 1 << 24  # 32 MiB in bfloat16
+ALIGNED = 8
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Groups:
 def _answers_bias(prompt: int, answers: tuple[int, ...], like: Tensor) -> Tensor:
     number_R = torch.cat([torch.full((length,), number, device=like.device) for number, length in enumerate(answers)])
     own = (number_R[:, None] == number_R).tril()
-    bias = like.new_zeros(len(number_R), prompt + len(number_R))
+    width = prompt + len(number_R)
+    # Rows begin at multiples of ALIGNED numbers: a bias that does not is copied by the kernel, for every layer.
+    bias = like.new_zeros(len(number_R), -(-width // ALIGNED) * ALIGNED)[:, :width]
     bias[:, prompt:].masked_fill_(~own, -torch.inf)
     return bias
 
@@ -126,9 +129,15 @@ def _prompt_and(tensor: Tensor, span: GroupSpan, own: slice) -> Tensor:
 def install(model: PreTrainedModel) -> None:
     """Make the language model of `model` take `groups`. Before rl/attention_hook.py's install, which measures around it.
 
-    Only the attention is registered, no mask under its name: order alone hides what a row without groups hides.
+    Only the attention is registered, no mask under its name: order alone hides what a row without groups hides. Raises
+    ValueError for a model with sliding windows, which are masks.
     """
     config = text_config(model)
+    if "sliding_attention" in (vars(config).get("layer_types") or ()):
+        raise ValueError(
+            "the model's config has layers with a sliding window (use_sliding_window), which groups in one row do not have; "
+            "set use_sliding_window to false in its config.json if prompts and answers fit into the window"
+        )
     before = config._attn_implementation
     if PREFIX in before:
         return

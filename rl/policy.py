@@ -91,7 +91,8 @@ class Policy(nn.Module):
             logits_KV[:, list(self.banned)] = NEVER
         lse_K = logits_KV.logsumexp(-1)
         entropy_K = lse_K - ((logits_KV - lse_K[:, None]).exp() * logits_KV).sum(-1)
-        return logits_KV.gather(-1, target_K[:, None])[:, 0] - lse_K, entropy_K
+        chosen_K = logits_KV.gather(-1, target_K[:, None])[:, 0]
+        return chosen_K.masked_fill(chosen_K == NEVER, -torch.inf) - lse_K, entropy_K
 
 
 def build_model(

@@ -66,7 +66,7 @@ class ZeroEngine(Reductions):
         self._sizes = {name: sizes[name] for name in held}
         self._engine: Any = None
         if optimizer is not None or self.stage == 3:
-            self._engine = self._initialize(config, optimizer, on_host=learner.offload is not None)
+            self._engine = self._initialize(config, optimizer)
         self._zero: Zero
         if self.stage == 3:
             self._zero = Zero3(self.policy, held, self._engine, where, self.device, learner.offload)
@@ -101,7 +101,7 @@ class ZeroEngine(Reductions):
             parameter.data = parameter.data.to(self.device)
             dist.broadcast(parameter.data, src=0)
 
-    def _initialize(self, config: dict[str, Any], optimizer: OptimizerConfig | None, on_host: bool) -> Any:
+    def _initialize(self, config: dict[str, Any], optimizer: OptimizerConfig | None) -> Any:
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         adamw = optimizer and torch.optim.AdamW(
             trained,
@@ -109,7 +109,7 @@ class ZeroEngine(Reductions):
             betas=(optimizer.betas[0], optimizer.betas[1]),
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
-            fused=on_host or None,  # PyTorch's own vectorised step on the host; DeepSpeed's must be compiled first
+            fused=True,  # PyTorch's own one kernel: DeepSpeed's must be compiled first
         )
         engine, *_ = deepspeed.initialize(model=self.policy, optimizer=adamw, config=config)
         if self.stage == 3:

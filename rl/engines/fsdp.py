@@ -202,6 +202,8 @@ class FsdpEngine(Reductions):
             optim_state_dict=state["optimizer"],
             options=StateDictOptions(strict=not self._lora),
         )
+        for group in self.optimizer.param_groups:  # which kernel computes is no part of where a run stood
+            group["fused"], group["foreach"] = True, None
 
     def load_policy(self, directory: Path) -> None:
         state = {"model": self._changing(get_model_state_dict(self.policy))}

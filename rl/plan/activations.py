@@ -36,8 +36,8 @@ class Forward:
     """What one forward computes: `rows` of `length` tokens, `answer_tokens` scored, `patches` of images before merging.
 
     `packed`: these are groups, one after another in one row. `bias`: numbers in the biases of their answers, 0 where a
-    prompt has one. `bytes_per_number`: 2 in bfloat16, 4 in float32. `whole_length`: of a row that several ranks share, of
-    which `length` is this rank's; biases and embeddings are whole.
+    prompt has one. `copied`: tokens whose keys and values attention copies. `bytes_per_number`: 2 in bfloat16, 4 in float32.
+    `whole_length`: of a row that several ranks share, of which `length` is this rank's; biases and embeddings are whole.
     """
 
     rows: int
@@ -47,6 +47,7 @@ class Forward:
     bytes_per_number: int
     packed: bool = True
     bias: int = 0
+    copied: int = 0
     whole_length: int | None = None
 
     @property
@@ -144,7 +145,7 @@ def language_block(shape: LanguageShape, forward: Forward, norms_train: bool = T
     attention = c * ((2 + forward.in_parts) * wide + 2 * keys) + FLOAT * shape.heads + 2 * c * shape.head_dim
     if shape.head_norms:
         attention += (wide + narrow) * (FLOAT + c * norms_train) + FLOAT * (shape.heads + shape.kv_heads)
-    saved = tokens * (norms + attention + 4 * c * inner)
+    saved = tokens * (norms + attention + 4 * c * inner) + 2 * c * wide * forward.copied
     return BlockActivations(tokens * c * hidden, saved, tokens * c * 2 * inner)
 
 
@@ -167,10 +168,22 @@ def bias_elements(prompt: float, answer: float, answers: int) -> int:
     """Numbers in the biases of one prompt's answers."""
     if answers == 1:
         return 0
-    tokens = answers * answer
+    block = _block(prompt, answer, answers)
+    return math.ceil(answers * answer * (prompt + block))
+
+
+def copied_keys(prompt: float, answer: float, answers: int) -> int:
+    """Tokens of one prompt whose keys and values are copied: for every block of its answers but the first."""
+    if answers == 1:
+        return 0
+    blocks = math.ceil(answers * answer / _block(prompt, answer, answers))
+    return math.ceil((blocks - 1) * (prompt + _block(prompt, answer, answers)))
+
+
+def _block(prompt: float, answer: float, answers: int) -> float:
+    """Tokens of answers that attend together."""
     together = (math.sqrt(prompt**2 + 4 * BIAS_ELEMENTS) - prompt) / 2  # t with t (P + t) = BIAS_ELEMENTS
-    block = min(tokens, max(answer, together // answer * answer))
-    return math.ceil(tokens / block * block * (prompt + block))
+    return min(answers * answer, max(answer, together // answer * answer))
 
 
 def _inputs(language: LanguageShape, vision: VisionShape, forward: Forward) -> int:

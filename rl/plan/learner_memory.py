@@ -4,7 +4,6 @@ scoring     all blocks kept, logits of one chunk          head's gradient whole,
 language    a decoder block's backward                    its parameters, gradients and reductions in flight
 vision      an image block's backward                     the same of the tower
 end         the last reduction                            no activations
-step        AdamW's square roots (FSDP)                   no activations
 publish     the next policy on its way to the samplers    no gradients, two buckets
 """
 
@@ -13,10 +12,10 @@ from __future__ import annotations
 import math
 
 from rl.config import AttentionLossConfig, Recipe
-from rl.plan.activations import Activations, Forward, activations, attention_loss, bias_elements, scoring
+from rl.plan.activations import Activations, Forward, activations, attention_loss, bias_elements, copied_keys, scoring
 from rl.plan.memory_records import MemoryItem, fullest
 from rl.plan.shapes import ModelShape
-from rl.plan.sharding import COMPUTE_BYTES, FLOAT, Shard, Sharding, sharding_of
+from rl.plan.sharding import COMPUTE_BYTES, Shard, Sharding, sharding_of
 from rl.plan.workload import Workload
 
 # CUDA's context, NCCL's channels, cuBLAS's workspace: no arithmetic, an assumption.
@@ -40,7 +39,7 @@ def learner_items(recipe: Recipe, shape: ModelShape, workload: Workload, stage: 
         for forward in forwards(recipe, workload, stage, ranks, recipe.learner.sequence_parallel)
         for moment in _training(recipe, shape, forward, sharding, stage)
     ]
-    moments += [(*held, *_step(recipe, shape, sharding), RUNTIME_ITEM)]
+    moments += [(*held, *_step(shape, sharding), RUNTIME_ITEM)]
     moments += [publishing_items(recipe, shape)]
     return fullest(moments)
 
@@ -107,6 +106,7 @@ def forwards(recipe: Recipe, workload: Workload, stage: str, ranks: int, togethe
             bytes_per_number=compute,
             packed=shared,
             bias=groups * bias_elements(prompt, answer, answers) if shared else 0,
+            copied=math.ceil(groups * copied_keys(prompt, answer, answers) / together) if shared else 0,
             whole_length=math.ceil(length) if together > 1 else None,
         )
 
@@ -177,13 +177,9 @@ def _activation_items(
     return tuple(items)
 
 
-def _step(recipe: Recipe, shape: ModelShape, sharding: Sharding) -> tuple[MemoryItem, ...]:
-    """The larger of the last reduction and AdamW's temporary square roots."""
-    roots = 0 if recipe.learner.offload else sharding.shard(shape).gradients
-    at_end = sharding.at_end(shape)
-    if at_end >= roots:
-        return (MemoryItem("gathered block", at_end, "the last reduction of gradients, in float32"),)
-    return (MemoryItem("gathered block", roots, f"AdamW's square roots, {FLOAT} bytes a trained parameter"),)
+def _step(shape: ModelShape, sharding: Sharding) -> tuple[MemoryItem, ...]:
+    """The last reduction; AdamW's one kernel needs nothing beside what it updates."""
+    return (MemoryItem("gathered block", sharding.at_end(shape), "the last reduction of gradients, in float32"),)
 
 
 def sync_buffers(recipe: Recipe, shape: ModelShape) -> MemoryItem:

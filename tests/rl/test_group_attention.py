@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from rl import attention_hook as measuring
 from rl import group_attention
+from rl.attention_hook import text_config
 from rl.group_attention import Groups, GroupSpan, attend
+from rl.policy import Policy
+from tests.rl.attention_case import FAMILIES
 
 # Answers of one token and of many, a group of one answer, three tokens of padding at the end.
 GROUPS = Groups((GroupSpan(0, 7, (3, 1, 4)), GroupSpan(15, 5, (6,)), GroupSpan(26, 9, (2, 2))))
@@ -78,3 +82,18 @@ def test_layers_share_a_bias() -> None:
     attend(query, key, value, groups)
     assert groups.bias(7, (3, 1, 4), query) is first
     assert first.shape == (8, 15)
+    assert first.stride() == (16, 1)  # kernels copy a bias whose rows begin elsewhere
+
+
+def test_a_model_with_sliding_windows_is_refused() -> None:
+    model = FAMILIES["llava_onevision"]()
+    text_config(model).layer_types = ["full_attention", "sliding_attention"] * 2
+    with pytest.raises(ValueError, match="use_sliding_window"):
+        Policy(model, ())
+
+
+def test_the_attention_loss_refuses_what_it_cannot_measure_in_groups_too() -> None:
+    model = FAMILIES["qwen2_5_vl"]()
+    text_config(model)._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="flex_attention"):
+        measuring.install(Policy(model, ()).base)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rl.config import LoraConfig, ModelConfig
 from rl.layout import ModelInputs, lay_out
-from rl.plan.activations import Forward, activations, bias_elements
+from rl.plan.activations import Forward, activations, bias_elements, copied_keys
 from rl.plan.shapes import ModelShape, shape_of
 from rl.policy import Policy, peft_config
 from rl.prompting import EncodedPrompt
@@ -143,8 +143,10 @@ def forward_of(inputs: ModelInputs, dtype: torch.dtype) -> Forward:
     patches = len(inputs.vision["pixel_values"])
     spans = () if inputs.groups is None else inputs.groups.spans
     answers = len(inputs.target_K)
-    bias = sum(bias_elements(span.prompt, span.answers[0], len(span.answers)) for span in set(spans))
-    return Forward(max(rows, len(spans)), length // max(1, len(spans)), answers, patches, dtype.itemsize, bool(spans), bias)
+    each = [(span.prompt, span.answers[0], len(span.answers)) for span in spans]
+    bias, copied = sum(bias_elements(*group) for group in set(each)), sum(copied_keys(*group) for group in each)
+    groups = max(1, len(spans))
+    return Forward(max(rows, groups), length // groups, answers, patches, dtype.itemsize, bool(spans), bias, copied)
 
 
 def tensors_of(inputs: ModelInputs) -> list[Tensor]:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl import group_attention
 from rl import policy as policy_module
 from rl.batch import balance
 from rl.config import AlgorithmConfig, ModelConfig
 from rl.objectives import GrpoObjective
-from rl.plan.activations import Forward, activations, bias_elements, language_block, logits_bytes, scoring
+from rl.plan import activations as activation_arithmetic
+from rl.plan.activations import Forward, activations, bias_elements, copied_keys, language_block, logits_bytes, scoring
 from rl.plan.shapes import shape_of
 from tests.rl.learner_case import build_learner, case_batch
 from tests.rl.plan.activation_case import CASES, Case, build_policy, forward_of, inputs_of, measured, tensors_of
@@ -98,7 +100,18 @@ def test_biases_of_long_answers_are_cut() -> None:
     """8 × 150 behind 5,350 together. 16 × 1,000 behind 5,000: two thousand at a time (3 × 8 million is over 16.8)."""
     assert bias_elements(5350, 150, 8) == 1200 * (5350 + 1200)
     assert bias_elements(5000, 1000, 16) == 8 * 2000 * (5000 + 2000)
-    assert bias_elements(5000, 1000, 1) == 0
+    assert bias_elements(5000, 1000, 1) == copied_keys(5000, 1000, 1) == copied_keys(5350, 150, 8) == 0
+    assert copied_keys(5000, 1000, 16) == 7 * (5000 + 2000)
+
+
+def test_peaks_of_answers_in_blocks_are_as_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 answers, 2 behind a prompt of 364 at a time."""
+    for module in (group_attention, activation_arithmetic):
+        monkeypatch.setattr(module, "BIAS_ELEMENTS", 60 * (364 + 60))
+    for checkpointed in (True, False):
+        case = Case(layers=3, text=300, answers=16, answer=30, checkpointed=checkpointed)
+        found, predicted = measured(case, tmp_path)
+        assert predicted == pytest.approx(found, rel=WITHIN)
 
 
 def test_logits_exist_a_chunk_at_a_time() -> None:
