@@ -37,7 +37,9 @@ def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "episodes"
 
 
-@pytest.mark.parametrize(("architecture", "lora"), [("llava_onevision", 4), ("qwen2_vl", 0)])
+@pytest.mark.parametrize(
+    ("architecture", "lora"), [pytest.param("llava_onevision", 4, marks=pytest.mark.slow), ("qwen2_vl", 0)]
+)
 def test_sft_with_the_attention_loss_then_grpo(tmp_path: Path, episodes: Path, architecture: str, lora: int) -> None:
     """One step of each. GRPO's reference is SFT's policy, so its KL is nought; samplers and learner agree."""
     write(tmp_path / "model", seed=0, architecture=architecture)

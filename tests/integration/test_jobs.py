@@ -75,7 +75,7 @@ def stopped(nodes: Nodes, run_recipe: Path) -> tuple[JobStatus, str, list[dict[s
 
 def test_the_roles_of_a_run_spread_over_the_nodes(stopped: tuple[JobStatus, str, list[dict[str, Any]], Any]) -> None:
     _, _, actors, _ = stopped
-    assert sorted(actor["class_name"] for actor in actors) == ["LearnerActor", "RewardActor", "RolloutActor"]
+    assert sorted(actor["class_name"] for actor in actors) == ["LearnerActor", "RewardActor", "StreamingRolloutActor"]
     assert len({actor["node_id"] for actor in actors}) == 2
 
 

@@ -174,6 +174,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(recipe: Path, 
 LORA = ("model.lora.rank=4", "model.lora.alpha=8")
 
 
+@pytest.mark.slow
 def test_a_quantized_base_is_what_the_samplers_sample_from(recipe: Path) -> None:
     """The adapter travels every step, its dequantized base once: sampler and learner agree as without quantization."""
     done = run(recipe, *LORA, "model.quantization=nf4", "grpo.steps=2")
