@@ -159,6 +159,14 @@ def balance(batch: DataProto, world_size: int, token_budget: int, layout: str) -
     return shares
 
 
+def fits_at_once(lengths: Sequence[int], world_size: int, token_budget: int) -> bool:
+    """Whether `balance` gives every rank one micro-batch within the budget, of groups with these tokens."""
+    if len(lengths) < world_size:
+        return max(lengths) <= token_budget
+    partitions = get_seqlen_balanced_partitions(list(lengths), k_partitions=world_size, equal_size=False)
+    return all(sum(lengths[group] for group in cell) <= token_budget for cell in partitions)
+
+
 def _packed_tokens(batch: DataProto) -> Callable[[Sequence[int]], int]:
     lengths = sequence_lengths(batch, "shared")
     return lambda groups: sum(lengths[group] for group in groups)

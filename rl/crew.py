@@ -20,6 +20,7 @@ from rl.actors.rollout_stream import StreamingRolloutGroup
 from rl.actors.samples import SampleShipper
 from rl.actors.tenancy import TENANCIES, Tenancy
 from rl.config import OptimizerConfig, Recipe
+from rl.early_reference import Fits
 from rl.protocols import FrozenPolicy
 from rl.sampler_config import Device
 
@@ -76,13 +77,13 @@ def samples_at_once(recipe: Recipe) -> int:
 class StagePolicy:
     """The policy a stage trains, the frozen one it is held to, and the actors behind them.
 
-    `reference_chunk`: how many tokens keep all ranks of the reference busy; None where it waits for the samplers' GPUs.
+    `reference_fits`: which groups are one micro-batch a rank of the reference; None where it waits for the samplers' GPUs.
     """
 
     learner: ExportingLearner
     reference: FrozenPolicy | None
     groups: tuple[LearnerGroup, ...]
-    reference_chunk: int | None
+    reference_fits: Fits | None
 
     def shutdown(self) -> None:
         for group in self.groups:
@@ -127,8 +128,8 @@ class Crew:
         learner.connect(self.recipe.model, self.recipe.sync, self.samplers.seats())
         computing = groups[-1] if len(groups) > 1 else AdapterReference(learner)
         reference = tenancy.reference(computing, on=groups[-1]) if held else None
-        chunk = None if tenancy.shared else groups[-1].tokens_at_once
-        return StagePolicy(tenancy.learner(learner), reference, groups, chunk)
+        early = not tenancy.shared and self.recipe.learner.layout == "shared"
+        return StagePolicy(tenancy.learner(learner), reference, groups, groups[-1].fits_at_once if early else None)
 
     def _group(self, role: str) -> LearnerGroup:
         beside = self.recipe.rollout.actors if self.recipe.grpo.max_staleness else 0

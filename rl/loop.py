@@ -28,7 +28,7 @@ from rl.advantages import group_advantages
 from rl.batch import Group, as_objects, group_batch
 from rl.clock import PhaseClock
 from rl.config import AlgorithmConfig, GrpoConfig
-from rl.early_reference import EarlyReference
+from rl.early_reference import EarlyReference, Fits
 from rl.protocols import FrozenPolicy, PolicyLearner, Rewards, Rollouts
 from rl.records import Rollout, RolloutFailure, Sampling, WeightsReceipt
 from rl.sampling_round import SamplingRounds
@@ -59,15 +59,15 @@ class NothingToLearnError(RuntimeError):
 class Roles:
     """Who does the work of a step. `reference` is None when the KL coefficient is 0.
 
-    `reference_chunk`: on how many tokens of complete groups the reference begins while others are sampled; None: on all of a
-    batch together, as it must where samplers and reference share GPUs.
+    `reference_fits`: with how many complete groups the reference begins while others are sampled (rl/early_reference.py);
+    None: with all of a batch together, as it must where samplers and reference share GPUs.
     """
 
     rollouts: Rollouts
     rewards: Rewards
     learner: PolicyLearner
     reference: FrozenPolicy | None
-    reference_chunk: int | None = None
+    reference_fits: Fits | None = None
 
 
 @dataclass
@@ -100,7 +100,7 @@ class GrpoLoop:
         self.version = 0
         self.clock = PhaseClock()
         self.rounds = SamplingRounds(roles.rollouts, self.clock)
-        self.reference = None if roles.reference is None else EarlyReference(roles.reference, roles.reference_chunk)
+        self.reference = None if roles.reference is None else EarlyReference(roles.reference, roles.reference_fits)
         self._gated = False
 
     def step(self, step: int) -> StepReport:

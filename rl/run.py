@@ -135,9 +135,7 @@ class Stage:
         rollout = recipe.rollout
         loop = AsyncGrpoLoop if recipe.grpo.max_staleness else GrpoLoop
         made = loop(
-            roles=Roles(
-                crew.rollouts, crew.rewards, self.policy.learner, self.policy.reference, self.policy.reference_chunk
-            ),
+            roles=Roles(crew.rollouts, crew.rewards, self.policy.learner, self.policy.reference, self.policy.reference_fits),
             prompts=PromptLedger(self.run_.train, recipe.seed),
             complete=self.run_.encoder.completion,
             grpo=recipe.grpo,

@@ -163,10 +163,12 @@ class LearnerGroup:
         arguments = [(*fixed, where, temperature, start_from, keeps_reference) for where in ranks]
         return self.group.submit_each("build", arguments)
 
-    @property
-    def tokens_at_once(self) -> int:
-        """What fits into one micro-batch of every rank."""
-        return self.config.tokens_per_micro_batch * len(self.group) // self.config.sequence_parallel
+    def fits_at_once(self, lengths: Sequence[int]) -> bool:
+        """Whether groups of so many tokens each, in shared rows, are one micro-batch a rank."""
+        from rl.batch import fits_at_once
+
+        ranks = len(self.group) // self.config.sequence_parallel
+        return fits_at_once(lengths, ranks, self.config.tokens_per_micro_batch)
 
     def ready(self, pending: list[ray.ObjectRef]) -> None:
         self.group.collect("build", pending, timeout_s=self.timeout_s)
