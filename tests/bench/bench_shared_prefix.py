@@ -112,7 +112,7 @@ def rows(quick: bool, repeats: int = 3) -> list[Row]:
     found = []
     with tiny_learner() as learner:
         for length, answers in shapes:
-            # The plain side of 4,000 tokens and 16 answers computes 129,000 tokens an update: one round, after the shorter ones.
+            # Of 4,000 tokens one round: with 16 answers a plain update computes 129,000.
             long = length == 4_000
             result = measure(learner, length, answers, 1 if long else repeats, 0 if long else 1)
             how = f"{result.shared_s:.3f} s, {result.plain_s:.3f} s a row an answer"
