@@ -4,15 +4,17 @@
                                    └─► thread: samples[7], samples[0]
 
 What is read ahead changes nothing but the time: who asks for others than were begun gets those. An error of the thread is
-raised where its sample is asked for. The thread ends when its owner is let go, and starts when there is something to read.
+raised where its sample is asked for. The thread starts when there is something to read, and ends with its owner or with the
+program, whatever it still had to read.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
+from data.background import BackgroundThread
 from data.sample import Sample
 
 
@@ -22,7 +24,7 @@ class ReadAhead:
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
         self._coming: deque[tuple[int, Future[Sample]]] = deque()
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread = BackgroundThread("samples")
 
     def begin(self, indices: Sequence[int]) -> None:
         """Have these samples read next. Those begun before stay if they are the first of these, and are given up if not."""
@@ -33,12 +35,7 @@ class ReadAhead:
             self.forget()
             begun = []
         for index in indices[len(begun) :]:
-            self._coming.append((index, self._started().submit(self.samples.__getitem__, index)))
-
-    def _started(self) -> ThreadPoolExecutor:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="samples")
-        return self._thread
+            self._coming.append((index, self._thread.submit(self.samples.__getitem__, index)))
 
     def read(self, indices: Sequence[int]) -> list[Sample]:
         """The samples at `indices`. Raises what reading one of them raises."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
+from data.background import BackgroundThread
 from data.sample import Sample
 from rl.batch import Group
 from rl.clock import PhaseClock
@@ -49,7 +50,7 @@ class SamplingRounds:
     def __init__(self, rollouts: Rollouts, clock: PhaseClock) -> None:
         self.rollouts, self.clock = rollouts, clock
         self.totals = RoundTotals()
-        self._judging = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
+        self._judging = BackgroundThread("judge")
 
     def lap(self) -> RoundTotals:
         """The totals since the last lap."""
@@ -117,4 +118,4 @@ class SamplingRounds:
             self.totals.counts = (self.totals.counts or SamplerCounts()) + (now - before)
 
     def close(self) -> None:
-        self._judging.shutdown(wait=False, cancel_futures=True)
+        self._judging.close(timeout_s=10.0)  # a reward may take long; the thread dies with the program

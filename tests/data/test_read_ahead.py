@@ -88,7 +88,7 @@ def test_an_epochs_end_is_read_across() -> None:
 
 
 def test_samples_that_were_not_begun_come_too() -> None:
-    reader = ReadAhead(samples(9))
+    reader = ReadAhead(Watched(samples(9)))
     reader.begin([1, 2, 3])
     assert ids(reader.read([1, 7, 2])) == ["1", "7", "2"]
     reader.begin([4, 5])

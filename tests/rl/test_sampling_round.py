@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 from verl.protocol import DataProto
@@ -13,6 +14,7 @@ from data.box import Frame
 from data.sample import Sample
 from data.stream import PromptStream
 from rewards.score import Completion, RewardFailure, Score
+from rl.batch import fits_at_once
 from rl.config import AlgorithmConfig, GrpoConfig
 from rl.loop import GrpoLoop, Roles
 from rl.protocols import GroupRequest, SampledGroup
@@ -100,8 +102,9 @@ def loop_of(
     algorithm: AlgorithmConfig | None = None,
 ) -> GrpoLoop:
     learner = learner or RecordingLearner()
+    fits = None if chunk is None else partial(fits_at_once, world_size=1, token_budget=chunk)
     return GrpoLoop(
-        Roles(rollouts, rewards or NumberReward(), learner, learner, chunk),
+        Roles(rollouts, rewards or NumberReward(), learner, learner, fits),
         PromptStream([sample(n) for n in range(40)], seed=1, shuffle=False),
         lambda s, text: Completion(text, Frame.thousandths()),
         GrpoConfig(steps=10, prompts_per_step=COUNT, prompts_per_update=COUNT, num_generations=3),
@@ -135,9 +138,9 @@ def test_groups_are_judged_while_another_is_sampled() -> None:
 
 
 def test_the_reference_begins_while_another_is_sampled() -> None:
-    """A group is 10 + 3 × 2 tokens: two of them are a chunk, and group 5 ends when four are begun on."""
+    """A group is 10 + 3 × 2 tokens: two of them are a chunk, and group 5 ends when two are begun on."""
     released = threading.Event()
-    learner = Watched(released, enough=4)
+    learner = Watched(released, enough=2)
     loop_of(Relay([3, 0, 1, 2, 4, 5], released), learner=learner, chunk=32).step(0)
     assert sorted(learner.begun) == [["s0", "s2"], ["s3", "s1"], ["s4", "s5"]]
     (batch,) = learner.batches
