@@ -282,7 +282,10 @@ class GrpoLoop:
         return times | speeds | idle | overhead | rounds.metrics
 
     def _computing(self, times: dict[str, float]) -> float:
-        """Seconds of the step in which samplers (the loop waits for them) or learner computed, not passed weights on."""
+        """Seconds of the phases in which samplers (the loop waits for them) or learner computed, not passed weights on.
+
+        Whole phases: what a role reads, prepares or waits for inside its own call counts as its work.
+        """
         return sum(times.get(f"time/{phase}", 0.0) for phase in ("rollout", *LEARNING))
 
     def _busy(self, times: dict[str, float]) -> dict[str, float]:

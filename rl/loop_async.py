@@ -169,9 +169,10 @@ class AsyncGrpoLoop(GrpoLoop):
         return super()._busy(times) | self._worked
 
     def _computing(self, times: dict[str, float]) -> float:
-        """Samplers and learner work side by side: at least for these seconds one of them did."""
+        """Samplers and learner work side by side: at least for these seconds one of them did. Taking weights is no work."""
         learning = sum(times.get(f"time/{phase}", 0.0) for phase in LEARNING)
-        return learning + max(times.get("time/rollout", 0.0), self._worked["rollout"] - learning)
+        sampling = self._worked["rollout"] - times.get("time/publish", 0.0)
+        return learning + max(times.get("time/rollout", 0.0), sampling - learning)
 
     def shutdown(self) -> None:
         self.stream.close()

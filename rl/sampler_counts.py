@@ -51,21 +51,33 @@ class SamplerCounts:
 
 
 class PrefillWatch:
-    """Reads off vLLM's scheduler what it has computed of prompts. A request that is preempted counts once."""
+    """Reads off vLLM's scheduler what it has computed of prompts, the first time a request needs it.
+
+    What a request computes again, because it was preempted or went on over new weights, is left out: its caches were
+    dropped, and a share of what was asked for once could fall below 0.
+    """
 
     def __init__(self, scheduler: Any) -> None:
         self.counts = SamplerCounts()
+        self._encoded: dict[str, set[int]] = {}  # by a request that has begun and not ended: its images seen
         self._schedule: Callable[..., Any] = scheduler.schedule
         scheduler.schedule = self._watched
 
     def _watched(self, *args: Any, **kwargs: Any) -> Any:
         output = self._schedule(*args, **kwargs)
-        if output.scheduled_new_reqs or output.scheduled_encoder_inputs:
-            new = output.scheduled_new_reqs
-            self.counts += SamplerCounts(
-                asked_prompt_tokens=sum(request.prompt_len for request in new),
-                cached_prompt_tokens=sum(request.num_computed_tokens for request in new),
-                asked_images=sum(len(request.mm_features) for request in new),
-                encoded_images=sum(map(len, output.scheduled_encoder_inputs.values())),
-            )
+        for request_id in output.finished_req_ids:
+            self._encoded.pop(request_id, None)
+        for request in output.scheduled_new_reqs:
+            if request.req_id not in self._encoded:
+                self._encoded[request.req_id] = set()
+                self.counts += SamplerCounts(
+                    asked_prompt_tokens=request.prompt_len,
+                    cached_prompt_tokens=request.num_computed_tokens,
+                    asked_images=len(request.mm_features),
+                )
+        for request_id, images in output.scheduled_encoder_inputs.items():
+            seen = self._encoded.setdefault(request_id, set())
+            first = set(images) - seen
+            seen |= first
+            self.counts += SamplerCounts(encoded_images=len(first))
         return output
