@@ -8,7 +8,8 @@ the machine does meets both. A turn's seconds are the program's own wall-clock f
 everything in it. Answers have a fixed length on both sides: the model folder's end token is one that neither may sample.
 TRL generates with transformers; its environment is made where it is missing (tests/bench/trl/install.py). Its threads spin
 while they wait, PyTorch's own default, which is fastest on idle cores and very slow beside other work: measure on a quiet
-machine, or try `--trl-env OMP_WAIT_POLICY=PASSIVE`. Between its turns the project's Ray takes some percent of a core.
+machine, or try `--trl-env OMP_WAIT_POLICY=PASSIVE`. Between its turns the project's Ray takes some percent of a core, so
+TRL has a turn before the project is started, too, and the faster of its speeds counts.
 
 `--reward` trains the demo's task from the demo's checkpoint with both, answers ending where the model ends them, and
 compares the mean reward of the last tenth of the steps, by seed.
@@ -118,9 +119,11 @@ def started(name: str, command: Callable[[int], list[str]], env: dict[str, str],
 
 
 @contextmanager
-def both(folder: Path, python: Path, shape: Shape, steps: int, seed: int) -> Iterator[tuple[Side, Side]]:
-    """(the project, TRL), ready for their first turn."""
-    write_task(folder, shape, steps, seed)
+def both(
+    folder: Path, python: Path, shape: Shape, steps: int, seed: int, alone_steps: int = 0
+) -> Iterator[tuple[Side, Side, float | None]]:
+    """(the project, TRL), ready for their first turn, and TRL's samples a second in `alone_steps` of its own before that."""
+    write_task(folder, shape, steps + (WARM_UP_STEPS + alone_steps if alone_steps else 0), seed)
     settings = overrides(folder, shape, steps, seed)
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "PYTHON"))}
 
@@ -133,16 +136,20 @@ def both(folder: Path, python: Path, shape: Shape, steps: int, seed: int) -> Ite
     # One after the other: programs that load side by side would only slow each other.
     with started("TRL", trl, alone | TRL_ENVIRONMENT, folder) as rival:
         rival.ready()
+        speed = None
+        if alone_steps:
+            rival.take(WARM_UP_STEPS)
+            speed = alone_steps * shape.samples / rival.take(alone_steps)
         with started("Sightline", ours, dict(os.environ), folder) as project:
             project.ready()
-            yield project, rival
+            yield project, rival, speed
 
 
-def speeds(python: Path, shape: Shape, rounds: int, turn: int) -> tuple[list[float], list[float]]:
-    """Samples a second, round by round: the project's, and TRL's."""
+def speeds(python: Path, shape: Shape, rounds: int, turn: int) -> tuple[list[float], list[float], float]:
+    """Samples a second, round by round: the project's, and TRL's; and TRL's with no other program beside it."""
     taken: tuple[list[float], list[float]] = ([], [])
     steps = WARM_UP_STEPS + rounds * turn + 1  # after the last one a program saves, which is no step
-    with tempfile.TemporaryDirectory() as folder, both(Path(folder), python, shape, steps, seed=0) as sides:
+    with tempfile.TemporaryDirectory() as folder, both(Path(folder), python, shape, steps, 0, turn) as (*sides, alone):
         for side in sides:
             side.take(WARM_UP_STEPS)
         for number in range(rounds):
@@ -151,18 +158,22 @@ def speeds(python: Path, shape: Shape, rounds: int, turn: int) -> tuple[list[flo
         for side in sides:
             side.take(1)
             side.rewards()
-    return taken
+    assert alone is not None
+    return *taken, alone
 
 
-def row_of(key: str, ours: Sequence[float], theirs: Sequence[float], turn: int) -> Row:
+def row_of(key: str, ours: Sequence[float], theirs: Sequence[float], alone: float, turn: int) -> Row:
+    """The ratio is to the faster TRL: in its turns, in which the project waits beside it, or alone."""
     ratio = ratio_of(ours, theirs)
+    if alone > statistics.median(theirs):
+        ratio = Spread.of(speed / alone for speed in ours)
     return Row(
         name=f"samples/s, {SHAPES[key].name}",
         value=statistics.median(ours),
         unit="samples/s",
         floor=f"TRL: {statistics.median(theirs):.4g} samples/s",
         ratio=ratio.median,
-        how=f"{len(ours)} turns of {turn} steps each, {CORES} cores; target {TARGETS[key]}",
+        how=f"{len(ours)} turns of {turn} steps each, {CORES} cores; TRL alone {alone:.4g}; target {TARGETS[key]}",
         low=ratio.low,
         high=ratio.high,
     )
@@ -188,7 +199,7 @@ def measure(shapes: Sequence[str], rounds: int, turn: int | None = None, rows_pe
 
 def final_rewards(python: Path, steps: int, seed: int) -> tuple[float, float]:
     """Mean reward of the last tenth of the steps: the project's, and TRL's."""
-    with tempfile.TemporaryDirectory() as folder, both(Path(folder), python, DEMO, steps, seed) as sides:
+    with tempfile.TemporaryDirectory() as folder, both(Path(folder), python, DEMO, steps, seed) as (*sides, _):
         for side in sides:
             side.take(steps)
         found = [side.rewards() for side in sides]
