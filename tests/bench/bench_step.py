@@ -58,7 +58,7 @@ def rows(quick: bool) -> list[Row]:
     phases = measure(steps)
     share, step = other_share(phases), phases["step"]
     whole = Row(
-        name="share of a step that is sampling or learning",
+        name="share of a step in its phases rollout and update",
         value=1.0 - share,
         unit="",
         floor="all of it",
