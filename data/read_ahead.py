@@ -4,12 +4,13 @@
                                    └─► thread: samples[7], samples[0]
 
 What is read ahead changes nothing but the time: who asks for others than were begun gets those. An error of the thread is
-raised where its sample is asked for. The thread starts when there is something to read, and ends with its owner or with the
-program, whatever it still had to read.
+raised where its sample is asked for. The thread starts when there is something to read, and ends with its owner, after the
+one sample it may be at, or with the program, whatever it is at.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -25,6 +26,7 @@ class ReadAhead:
         self.samples = samples
         self._coming: deque[tuple[int, Future[Sample]]] = deque()
         self._thread = BackgroundThread("samples")
+        weakref.finalize(self, _give_up, self._coming)
 
     def begin(self, indices: Sequence[int]) -> None:
         """Have these samples read next. Those begun before stay if they are the first of these, and are given up if not."""
@@ -49,5 +51,9 @@ class ReadAhead:
 
     def forget(self) -> None:
         """Give up what was begun."""
-        while self._coming:
-            self._coming.popleft()[1].cancel()
+        _give_up(self._coming)
+
+
+def _give_up(coming: deque[tuple[int, Future[Sample]]]) -> None:
+    while coming:
+        coming.popleft()[1].cancel()

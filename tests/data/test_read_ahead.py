@@ -130,20 +130,38 @@ def test_the_thread_ends_with_its_stream() -> None:
     assert not reader.is_alive()
 
 
+@dataclass
+class Held(Watched):
+    """Samples that come when the test lets them go on."""
+
+    going_on: threading.Event = field(default_factory=threading.Event)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        sample = super().__getitem__(index)
+        self.going_on.wait(PATIENCE_S)
+        return sample
+
+
 def test_what_is_given_up_is_not_read() -> None:
-    going_on = threading.Event()
-
-    class Slow(Watched):
-        def __getitem__(self, index):  # type: ignore[no-untyped-def]
-            sample = super().__getitem__(index)
-            going_on.wait(PATIENCE_S)
-            return sample
-
-    watched = Slow(samples(9))
-    reader = ReadAhead(watched)
+    held = Held(samples(9))
+    reader = ReadAhead(held)
     reader.begin([1, 2, 3])
-    watched.wait_for(1)
+    held.wait_for(1)
     reader.begin([7])
-    going_on.set()
+    held.going_on.set()
     assert ids(reader.read([7])) == ["7"]
-    assert watched.read == [1, 7]
+    assert held.read == [1, 7]
+
+
+def test_nothing_more_is_read_for_a_stream_that_is_gone() -> None:
+    held = Held(samples(9))
+    reader = ReadAhead(held)
+    reader.begin([1, 2, 3])
+    held.wait_for(1)
+    (thread,) = held.threads
+    del reader
+    gc.collect()
+    held.going_on.set()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert held.read == [1]
