@@ -60,7 +60,8 @@ def has_reference_actor(recipe: Recipe) -> bool:
 def cpu_threads(ranks: int, beside: int = 0) -> dict[str, str]:
     """The cores, shared out between the ranks of one role: learner and reference never compute at the same time.
 
-    `beside`: samplers that do, each on a core of its own.
+    `beside`: samplers that always do, each on a core of its own. A reference that is begun early in a synchronous step
+    computes beside samplers too, and has all cores nevertheless.
     """
     cores = len(os.sched_getaffinity(0)) - beside
     return {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "OMP_WAIT_POLICY": "PASSIVE"}

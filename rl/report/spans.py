@@ -14,14 +14,14 @@ Stretch = tuple[float, float]
 
 DEPTHS = 2  # a call, and what it consists of
 
-# What counts as sampling and learning: weights on their way do not, nor does whoever waits for them.
+# What counts as sampling and learning: weights on their way do not, nor does whoever waits for them. Each counts whole,
+# with what a role reads, lays out or waits for inside it.
 COMPUTING: Mapping[str, frozenset[str]] = {
-    "rollout": frozenset({"generate", "prefill", "decode", "take on", "prepare prompt"}),
+    "rollout": frozenset({"generate", "prefill", "decode", "take on"}),
     "learner": frozenset({"update", "logprobs", "reference_logprobs"}),
     "reference": frozenset({"logprobs"}),
     "reward": frozenset({"score"}),
 }
-SAMPLING_OR_LEARNING = ("rollout", "learner")
 
 
 @dataclass(frozen=True)
