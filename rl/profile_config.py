@@ -15,9 +15,8 @@ class ProfileConfig:
 
     `steps`: a step, a range or a list of both, "3-5,40", as the progress line counts them, in every stage that gets so far;
     null: none. Driver, actors and engines are then recorded on one time axis into `<run>/trace.json`, for
-    https://ui.perfetto.dev, and one step is drawn in the report. A stretch of steps is written when it is over: one that ends
-    with an error leaves no record. `torch`: with the events of torch's profiler, which slow
-    the recorded steps down.
+    https://ui.perfetto.dev, and one step is drawn in the report. A stretch of steps is written when it is over: one that
+    ends with an error leaves no record. `torch`: with the events of torch's profiler, which slow the recorded steps down.
     """
 
     steps: str | None = None
