@@ -62,7 +62,8 @@ class Learner:
         """Logprobs [N, G, R] of the share's answers, zero where no token is; no gradients."""
         whole = torch.zeros(share.batch.batch["responses"].shape)
         with torch.no_grad():
-            # What is encoded here the update needs again; a frozen policy sees its prompts once.
+            # An update needs the prompts again, but is balanced over the ranks by itself: of several ranks each finds those
+            # again that come back to it, and `end_step` lets go the rest. A frozen policy sees its prompts once.
             for rows, micro, prompts in self._micro_batches(share, keep=self.trains):
                 logprobs, _ = self._forward(micro, self._inputs(micro, prompts))
                 whole[rows] = logprobs.cpu()
@@ -157,6 +158,10 @@ class Learner:
     def _scatter(values_K: Tensor, inputs: ModelInputs, shape: torch.Size) -> Tensor:
         flat = values_K.new_zeros(shape.numel())
         return flat.index_put((inputs.place_K,), values_K).reshape(shape)
+
+    def end_step(self) -> None:
+        """Let go the prompts that no update of the step asked this rank for again."""
+        self.encoder.forget()
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, tensor) of the whole policy, LoRA merged in, tied weights once. Collective."""

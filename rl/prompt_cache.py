@@ -1,4 +1,4 @@
-"""Encoded prompts that are kept for their next use, the oldest let go where they pass a bound in bytes."""
+"""Encoded prompts that may be used again, kept until they are or all are let go; past a bound in bytes the oldest go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Prompt = TypeVar("Prompt", bound=Sized)
 
 
 class KeptPrompts(Generic[Prompt]):
-    """What is `put` stays until it is taken, or until newer ones need its room."""
+    """What is `put` stays until it is taken, until newer ones need its room, or until all is cleared."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.nbytes = max_bytes, 0
@@ -38,3 +38,7 @@ class KeptPrompts(Generic[Prompt]):
         self.nbytes += prompt.nbytes
         while self.nbytes > self.max_bytes:
             self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self.nbytes = 0

@@ -58,12 +58,13 @@ class PublishingRank:
     def publish(self, version: int, parts: Sequence[str]) -> str | None:
         """Send the parts one after another: the checksum of what this rank sent, None if it feeds nobody. Collective.
 
-        Every rank gathers every part, also when it could not send one: the others would wait for it.
+        A step's last act. Every rank gathers every part, also when it could not send one: the others would wait for it.
         """
         from rl.sync.line import TransportError
         from rl.sync.sender import exhausted
         from rl.weights import added
 
+        self.learner.end_step()
         sums: list[str] = []
         failure: TransportError | None = None
         for part in parts:

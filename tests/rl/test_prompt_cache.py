@@ -1,4 +1,4 @@
-"""A step's prompts are encoded once on a learner's rank, and nothing of them stays when the step is over."""
+"""A learner of one rank encodes a step's prompts once, one of several may again; nothing stays when a step is published."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.sample import Sample
+from rl.actors.publishing import PublishingRank
 from rl.batch import balance
 from rl.config import AlgorithmConfig
 from rl.learner import Learner
@@ -43,6 +44,22 @@ def test_a_step_encodes_a_prompt_once_and_lets_it_go(tiny_model_dir: Path, monke
     learner.update(share, GrpoObjective(AlgorithmConfig(kl_coefficient=0.0)), lr=1e-3)
     assert set(count.values()) == {1} and len(count) == 5
     assert learner.encoder._kept.nbytes == 0
+
+
+def test_what_went_to_another_rank_is_let_go_when_the_step_is_published(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = build_learner(tiny_model_dir)
+    batch = case_batch(learner.encoder)
+    first, other = balance(batch, 2, BUDGET, learner.config.layout)
+    learner.logprobs(first)
+    learner.update(other, GrpoObjective(AlgorithmConfig(kl_coefficient=0.0)), lr=1e-3)
+    assert learner.encoder._kept.nbytes > 0
+    count = counted(learner, monkeypatch)
+    PublishingRank(learner).publish(1, ["full"])
+    assert learner.encoder._kept.nbytes == 0
+    learner.update(first, GrpoObjective(AlgorithmConfig(kl_coefficient=0.0)), lr=1e-3)
+    assert len(count) == len(first.batch)  # none of them was found again
 
 
 def test_a_frozen_policy_keeps_nothing(tiny_model_dir: Path) -> None:

@@ -38,6 +38,9 @@ class Streams:
         yield from self.tensors(part)
         self.gathered.append(part)
 
+    def end_step(self) -> None:
+        pass
+
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         return self._stream("full")
 
