@@ -7,7 +7,7 @@ Both programs are started on the same two cores and wait on a pipe; each is gran
 the machine does meets both. A turn's seconds are the program's own wall-clock from its grant to the end of its last step,
 everything in it. Answers have a fixed length on both sides: the model folder's end token is one that neither may sample.
 TRL generates with transformers; its environment is made where it is missing (tests/bench/trl/install.py). Its threads spin
-while they wait, PyTorch's own default, which is fastest on idle cores and very slow beside other work: measure on a quiet
+while they wait, PyTorch's own default, which is very slow beside other work: measure on a quiet
 machine, or try `--trl-env OMP_WAIT_POLICY=PASSIVE`. Between its turns the project's Ray takes some percent of a core, so
 TRL has a turn before the project is started, too, and the faster of its speeds counts.
 

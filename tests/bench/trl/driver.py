@@ -2,7 +2,7 @@
 
     .venv-trl/bin/python tests/bench/trl/driver.py TASK_FOLDER DESCRIPTOR
 
-The trainer as its documentation uses it on images, at its fastest on a CPU: one process on all cores, generation by
+The trainer as its documentation uses it on images, on a CPU: one process on all cores, generation by
 transformers, no gradient checkpointing, a whole batch a forward where `rows_per_forward` allows it. The loss is what the
 project's recipe computes, in TRL's words: token-mean over the batch (`dapo`), clipped at 0.2 and 0.3, KL weighted by `kl`.
 """
